@@ -1,0 +1,74 @@
+//! Endpoints of one Service port. They live in cells of their own, shared by every plan that names them, so that a pod that
+//! comes or goes swaps one cell and recompiles nothing.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::{ArcSwap, Guard};
+use serde::Serialize;
+
+use crate::names::WorkloadId;
+
+/// One address that serves a Service port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Endpoint {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// The pod behind the address, if the endpoint says so.
+    pub workload: Option<WorkloadId>,
+    /// The node of that pod.
+    pub node: Option<Arc<str>>,
+}
+
+/// The endpoints of one Service port at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EndpointSet {
+    /// Those that take new connections and requests, in the order of their addresses.
+    pub ready: Box<[Endpoint]>,
+    /// Those that finish what they have: terminating, still serving. Never chosen for anything new.
+    pub draining: Box<[Endpoint]>,
+}
+
+/// The place where the current [`EndpointSet`] of one Service port is found.
+#[derive(Debug)]
+pub struct EndpointCell {
+    id: u64,
+    set: ArcSwap<EndpointSet>,
+}
+
+impl EndpointCell {
+    /// A new cell with an id that no other cell of this process has.
+    #[must_use]
+    pub fn new(set: EndpointSet) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), set: ArcSwap::from_pointee(set) }
+    }
+
+    /// Unique in this process: keys a worker's balancer state.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The current set: no lock, no allocation. Do not hold the guard across an await.
+    #[must_use]
+    pub fn load(&self) -> Guard<Arc<EndpointSet>> {
+        self.set.load()
+    }
+
+    /// Puts a new set in place; whoever loads next sees it.
+    pub fn store(&self, set: EndpointSet) {
+        self.set.store(Arc::new(set));
+    }
+
+    /// Whether anything can take a new connection.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.set.load().ready.is_empty()
+    }
+}

@@ -1,0 +1,150 @@
+//! The model that every front end lowers to. Each item names the object that it came from.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use serde::Serialize;
+
+use crate::{
+    diagnostic::Diagnostic,
+    endpoints::EndpointSet,
+    names::{ObjectRef, ServiceKey, WorkloadId},
+    plan::{AppProtocol, Balance},
+};
+
+/// One Service with the routes whose root it is: the unit of lowering and of compilation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceIr {
+    /// Which Service.
+    pub key: ServiceKey,
+    /// Every address that stands for it: cluster IPs, external IPs, load balancer IPs. Empty for a headless Service.
+    pub addresses: Vec<IpAddr>,
+    /// `clusterIP: None`.
+    pub headless: bool,
+    /// How endpoints are chosen.
+    pub balance: Balance,
+    /// TCP ports, ascending.
+    pub ports: Vec<ServicePortIr>,
+    /// Splits with matches in order of precedence, then at most one without.
+    pub routes: Vec<RouteIr>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServicePortIr {
+    /// Number.
+    pub port: u16,
+    /// Name; empty if the Service has one unnamed port.
+    pub name: Arc<str>,
+    /// What it speaks.
+    pub protocol: AppProtocol,
+}
+
+/// Where (part of) a root Service's traffic goes, as one object says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouteIr {
+    /// The object.
+    pub origin: ObjectRef,
+    /// Any of these; empty matches everything and makes this the wildcard split.
+    pub matches: Option<Vec<MatchIr>>,
+    /// In the order of the object. Those that do not exist are already left out, with a diagnostic.
+    pub backends: Vec<BackendIr>,
+}
+
+/// One condition on a request: all that is given must hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MatchIr {
+    /// The object and match name that it came from.
+    pub origin: ObjectRef,
+    /// Name of the match inside its group.
+    pub name: Arc<str>,
+    /// Anchored at the start of the path, not at its end; `None` for any path.
+    pub path_regex: Option<Arc<str>>,
+    /// Upper-case methods; empty for any.
+    pub methods: Vec<Arc<str>>,
+    /// Lower-case header name and a regex that is searched in any of its values; all must hold.
+    pub headers: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// A Service that takes a share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackendIr {
+    /// Which.
+    pub service: ServiceKey,
+    /// Its share, relative to the others (v1alpha1 quantities in thousandths).
+    pub weight: u64,
+    /// For each port of the root that this backend has too: (root port, backend port). A port that is missing here gets no traffic.
+    pub ports: Vec<(u16, u16)>,
+}
+
+/// A pod, as far as weft cares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkloadIr {
+    /// Its UID.
+    pub id: WorkloadId,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name of the pod.
+    pub name: Arc<str>,
+    /// What the pod belongs to, for people and metrics: its Deployment, StatefulSet, Job, or the pod itself.
+    pub owner: Arc<str>,
+    /// Service account.
+    pub service_account: Arc<str>,
+    /// Node; empty while unscheduled.
+    pub node: Arc<str>,
+    /// Addresses.
+    pub ips: Vec<IpAddr>,
+    /// Shares the node's network namespace.
+    pub host_network: bool,
+    /// Its namespace is labelled for the mesh, and it has not ended.
+    pub meshed: bool,
+    /// What happens to its connections while the agent is gone.
+    pub fail_mode: FailMode,
+    /// Annotation `weft.dev/netns`.
+    pub netns: Option<PathBuf>,
+    /// Annotation `weft.dev/cgroup`.
+    pub cgroup: Option<PathBuf>,
+    /// Service ports whose endpoints include this pod: (Service, Service port, target port).
+    pub serves: Vec<(ServiceKey, u16, u16)>,
+}
+
+/// What happens to a pod's connections while the agent is gone: label `weft.dev/fail-mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailMode {
+    /// They go direct, are counted and listed.
+    #[default]
+    Open,
+    /// They are refused at once.
+    Closed,
+}
+
+/// The whole model: what lowering of everything gives, and what deltas add up to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MeshIr {
+    /// By Service.
+    pub services: BTreeMap<ServiceKey, Arc<ServiceIr>>,
+    /// By Service and Service port.
+    pub endpoints: BTreeMap<(ServiceKey, u16), Arc<EndpointSet>>,
+    /// By pod UID.
+    pub workloads: BTreeMap<WorkloadId, Arc<WorkloadIr>>,
+    /// Findings by the object whose lowering made them; objects without findings are absent.
+    pub diagnostics: BTreeMap<ServiceKey, Arc<[Diagnostic]>>,
+}
+
+/// What changed: new values, or `None` for what is gone.
+#[derive(Clone, Debug, Default)]
+pub struct IrDelta {
+    /// By Service.
+    pub services: BTreeMap<ServiceKey, Option<Arc<ServiceIr>>>,
+    /// By Service and Service port.
+    pub endpoints: BTreeMap<(ServiceKey, u16), Option<Arc<EndpointSet>>>,
+    /// By pod UID.
+    pub workloads: BTreeMap<WorkloadId, Option<Arc<WorkloadIr>>>,
+    /// By lowering unit.
+    pub diagnostics: BTreeMap<ServiceKey, Option<Arc<[Diagnostic]>>>,
+}

@@ -1,0 +1,14 @@
+//! weft's policy model: what front ends lower to ([`ir`]), how that is compiled ([`compile`]) and what the proxy executes
+//! ([`plan`], [`snapshot`]). Everything here is pure: no I/O, no clock, no async runtime, nothing of Kubernetes' client crates.
+
+pub mod compile;
+pub mod diagnostic;
+pub mod endpoints;
+pub mod inbound;
+pub mod ir;
+pub mod limits;
+pub mod matcher;
+pub mod names;
+pub mod plan;
+pub mod snapshot;
+pub mod split;

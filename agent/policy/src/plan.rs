@@ -1,0 +1,138 @@
+//! What the proxy executes for a destination.
+
+use std::{net::IpAddr, sync::Arc};
+
+use serde::Serialize;
+
+use crate::{
+    matcher::{RequestHead, RouteMatcher},
+    names::{ServiceKey, WorkloadId},
+    split::Split,
+};
+
+/// What a Service port speaks, as its author said (`appProtocol`, port name).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppProtocol {
+    /// HTTP/1.1 (a client may still open with something else; then the connection is opaque).
+    Http,
+    /// Bytes that weft does not look into.
+    Tcp,
+    /// Not said: the client's first bytes decide.
+    Detect,
+}
+
+/// How an endpoint is chosen within a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// The less loaded of two random endpoints (Mitzenmacher 2001, "The Power of Two Choices").
+    #[default]
+    LeastRequest,
+    /// Each in turn, per worker.
+    RoundRobin,
+}
+
+/// All there is to know about connections to one Service port. Immutable; shared between snapshots while its Service does not change.
+#[derive(Debug)]
+pub struct OutboundPlan {
+    /// The Service that the client asked for.
+    pub service: ServiceKey,
+    /// Its port.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: AppProtocol,
+    /// How endpoints are chosen.
+    pub balance: Balance,
+    /// Splits with matches: for each matcher rule the split at the same index of [`matched`](Self::matched).
+    pub matcher: RouteMatcher,
+    /// Targets of the rules of [`matcher`](Self::matcher), in order of precedence.
+    pub matched: Box<[Arc<Split>]>,
+    /// Everything else: the split without matches if there is one, or the Service's own endpoints.
+    pub otherwise: Arc<Split>,
+}
+
+impl OutboundPlan {
+    /// The split for a request. Takes no lock, allocates nothing.
+    #[must_use]
+    pub fn route_request(&self, head: &RequestHead<'_>) -> &Arc<Split> {
+        self.matcher.find(head).map_or(&self.otherwise, |rule| &self.matched[rule])
+    }
+
+    /// The split for a connection that weft does not look into.
+    #[must_use]
+    pub fn route_connection(&self) -> &Arc<Split> {
+        &self.otherwise
+    }
+
+    /// Whether any of its splits has a backend that can take a connection now.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        self.matched
+            .iter()
+            .chain([&self.otherwise])
+            .flat_map(|split| split.backends.iter())
+            .any(|backend| backend.weight > 0 && backend.endpoints.has_ready())
+    }
+}
+
+/// What a pod's own address stands for as a destination.
+#[derive(Debug)]
+pub struct PodPlan {
+    /// The pod.
+    pub workload: WorkloadId,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+    /// The address.
+    pub address: IpAddr,
+    /// Service ports that this pod serves, by target port: what they speak, and for headless ones how requests are routed.
+    pub ports: Box<[PodPort]>,
+}
+
+/// A port of a pod that some Service names.
+#[derive(Debug)]
+pub struct PodPort {
+    /// The port that the pod listens on.
+    pub target_port: u16,
+    /// What it speaks.
+    pub protocol: AppProtocol,
+    /// If the Service is headless: its plan, which applies to requests whose Host names the Service.
+    pub headless: Option<Arc<OutboundPlan>>,
+}
+
+impl PodPlan {
+    /// What the pod speaks on a port.
+    #[must_use]
+    pub fn protocol(&self, port: u16) -> AppProtocol {
+        self.ports.iter().find(|p| p.target_port == port).map_or(AppProtocol::Detect, |p| p.protocol)
+    }
+
+    /// The headless Service that a request's Host names, if this pod serves it on this port: `name`, `name.namespace`,
+    /// `name.namespace.svc` or a longer cluster domain; a pod's own hostname in front (`web-0.name...`) means that pod, not the Service.
+    #[must_use]
+    pub fn headless(&self, port: u16, host: &str) -> Option<&Arc<OutboundPlan>> {
+        let host = host.rsplit_once(':').map_or(host, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host });
+        let host = host.strip_suffix('.').unwrap_or(host);
+        self.ports.iter().filter(|p| p.target_port == port).filter_map(|p| p.headless.as_ref()).find(|plan| names_service(host, &plan.service))
+    }
+}
+
+fn names_service(host: &str, service: &ServiceKey) -> bool {
+    let mut labels = host.split('.');
+    if !labels.next().is_some_and(|label| label.eq_ignore_ascii_case(&service.name)) {
+        return false;
+    }
+    match labels.next() {
+        None => true,
+        Some(namespace) => namespace.eq_ignore_ascii_case(&service.namespace) && labels.next().is_none_or(|label| label.eq_ignore_ascii_case("svc")),
+    }
+}
+
+/// What a captured connection was meant for.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// A Service address and port.
+    Service(Arc<OutboundPlan>),
+    /// A pod's own address.
+    Pod(Arc<PodPlan>),
+}

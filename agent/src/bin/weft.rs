@@ -1,0 +1,2 @@
+//! The node-local CLI.
+fn main() {}

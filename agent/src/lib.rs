@@ -1,0 +1,1 @@
+//! weft's node agent: everything that touches the world.

@@ -1,0 +1,20 @@
+//! Sizes of the maps, in entries, and the clocks that both sides share. Each has a metric that shows how full it is.
+
+/// Pods of one node that can be captured. Kubernetes supports 110 pods a node by default and large ones run 500.
+pub const PODS_MAX: u32 = 1024;
+/// Addresses of captured pods: two families each.
+pub const LOCAL_ADDRS_MAX: u32 = 2 * PODS_MAX;
+/// Destinations (service addresses times ports, pod addresses). 10,000 Services of a few ports and 100,000 endpoints fit.
+pub const DESTINATIONS_MAX: u32 = 262_144;
+/// Redirected connections that the agent has not accepted yet; also those that wait in accept queues during a hand-over.
+pub const CAPTURED_MAX: u32 = 65_536;
+/// Connections of the agent to pods of this node that are open at one time.
+pub const BYPASS_MAX: u32 = 262_144;
+/// Connections of the node itself (probes) to captured pods that are open at one time.
+pub const NODE_FLOWS_MAX: u32 = 16_384;
+/// Listeners: two directions, two families.
+pub const LISTENERS_MAX: u32 = 4 * PODS_MAX;
+/// How deep below the cgroup root a host-network pod's cgroup is searched for.
+pub const CGROUP_DEPTH_MAX: u32 = 8;
+/// Age at which the agent's heartbeat counts as missing: nanoseconds.
+pub const HEARTBEAT_MAX_AGE_NS: u64 = 5_000_000_000;

@@ -1,0 +1,2 @@
+//! The application inside a test pod.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pods of network namespaces, and the agent run on them.

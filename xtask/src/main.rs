@@ -1,0 +1,2 @@
+//! weft's own chores.
+fn main() {}
