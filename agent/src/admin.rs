@@ -1,0 +1,8 @@
+//! The node-local window into the agent: a Unix socket for the CLI and an HTTP port for probes and scrapes. Read-only, but for
+//! `drain` and the log level on the Unix socket.
+
+pub mod api;
+pub mod client;
+pub mod http;
+pub mod server;
+pub mod view;

@@ -1,0 +1,199 @@
+//! What the admin socket answers: plain data, the contract between agent and CLI and of every `-o json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::watch::SourceProblem;
+
+/// `GET /status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of this node.
+    pub node: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Version of the agent.
+    pub version: String,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// Generation of the plans in force.
+    pub generation: u64,
+    /// Whether manifests are applied and every pod was either captured or found impossible to capture.
+    pub ready: bool,
+    /// Whether the agent is finishing its connections and takes no new ones.
+    pub draining: bool,
+    /// Worker threads of the data path.
+    pub workers: usize,
+    /// Age of the slowest worker's last sign of life, milliseconds.
+    pub heartbeat_age_ms: u64,
+    /// Pods of this node that are meant to be captured.
+    pub pods: Vec<Pod>,
+    /// Findings about objects.
+    pub diagnostics: Vec<Finding>,
+    /// Manifests that are not used.
+    pub files: Vec<SourceProblem>,
+    /// The kernel's side.
+    pub capture: Capture,
+}
+
+/// One pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pod {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Addresses.
+    pub ips: Vec<String>,
+    /// Whether its connections are captured.
+    pub captured: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// `open` or `closed`.
+    pub fail_mode: String,
+    /// TCP connections that were open when capture began, and are not carried by weft.
+    pub connections_before_capture: u32,
+    /// What happened at its hooks, by name.
+    pub stats: BTreeMap<String, u64>,
+}
+
+/// A finding about an object.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Finding {
+    /// The object.
+    pub object: Object,
+    /// `error` or `warning`.
+    pub severity: String,
+    /// Stable word.
+    pub code: String,
+    /// Path of the field; empty for the whole object.
+    pub field: String,
+    /// What is wrong, and what is done about it.
+    pub message: String,
+}
+
+/// A Kubernetes object by name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Object {
+    /// Kind.
+    pub kind: String,
+    /// Namespace; empty for cluster-scoped kinds.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// The kernel's side.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Capture {
+    /// Where programs, maps and links are pinned.
+    pub bpf_dir: String,
+    /// Attached programs, and where.
+    pub hooks: Vec<String>,
+    /// Other connect programs on the same cgroups, in the order in which they run.
+    pub foreign_programs: Vec<String>,
+    /// Events that should not happen, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// How full the maps are.
+    pub maps: Vec<MapFill>,
+}
+
+/// How full one map is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MapFill {
+    /// Name.
+    pub name: String,
+    /// Entries.
+    pub entries: u64,
+    /// Entries that it can hold.
+    pub max: u64,
+}
+
+/// `GET /services`, one each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Addresses; empty for a headless Service.
+    pub addresses: Vec<String>,
+    /// Headless.
+    pub headless: bool,
+    /// `least-request` or `round-robin`.
+    pub balance: String,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// How many objects route its traffic.
+    pub routes: usize,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// Number.
+    pub port: u16,
+    /// Name.
+    pub name: String,
+    /// `http`, `tcp` or `detect`.
+    pub protocol: String,
+    /// Endpoints that take new connections.
+    pub ready: usize,
+    /// Endpoints that finish what they have.
+    pub draining: usize,
+}
+
+/// `GET /routes`: all routes of one Service port, in the order in which they are tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceRoutes {
+    /// Namespace of the root Service.
+    pub namespace: String,
+    /// Name of the root Service.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: String,
+    /// How matches are evaluated.
+    pub engine: String,
+    /// The routes.
+    pub routes: Vec<Route>,
+}
+
+/// One route.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Route {
+    /// The object that it came from.
+    pub origin: Object,
+    /// Any of these; empty for everything that is left.
+    pub matches: Vec<String>,
+    /// Where its traffic goes.
+    pub backends: Vec<Backend>,
+}
+
+/// A share of a route.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Backend {
+    /// Namespace.
+    pub namespace: String,
+    /// Service.
+    pub service: String,
+    /// Service port.
+    pub port: u16,
+    /// Weight as compiled.
+    pub weight: u64,
+    /// Share of the traffic now, percent: backends without a ready endpoint have none.
+    pub share_percent: f64,
+    /// Endpoints that take new connections.
+    pub ready: usize,
+}
+
+/// What `drain` and `log-level` answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// What was done.
+    pub message: String,
+}

@@ -1,0 +1,193 @@
+//! What the agent shows of itself, made from its state when somebody asks.
+
+use std::collections::BTreeMap;
+
+use weft_abi::PodStats;
+use weft_policy::{
+    diagnostic::{Diagnostic, Severity},
+    ir::FailMode,
+    names::ObjectRef,
+    plan::{AppProtocol, Balance, OutboundPlan},
+    split::Split,
+};
+
+use super::api;
+use crate::{pods::PodState, state::Shared};
+
+/// `GET /status`.
+#[must_use]
+pub fn status(shared: &Shared) -> api::Status {
+    let stats = shared.capture().stats();
+    let pods = shared
+        .pods()
+        .iter()
+        .map(|(id, entry)| {
+            let workload = &entry.workload;
+            let (captured, reason, before) = match &entry.state {
+                PodState::Captured { connections_before } => (true, None, *connections_before),
+                PodState::Failed { reason } => (false, Some(reason.clone()), 0),
+                PodState::Waiting => (false, Some("not tried yet".to_owned()), 0),
+            };
+            api::Pod {
+                namespace: workload.namespace.to_string(),
+                name: workload.name.to_string(),
+                uid: id.to_string(),
+                ips: workload.ips.iter().map(ToString::to_string).collect(),
+                captured,
+                reason,
+                fail_mode: match workload.fail_mode {
+                    FailMode::Open => "open".to_owned(),
+                    FailMode::Closed => "closed".to_owned(),
+                },
+                connections_before_capture: before,
+                stats: pod_events(&stats.pods.get(id).copied().unwrap_or_default()).into_iter().map(|(n, c)| (n.to_owned(), c)).collect(),
+            }
+        })
+        .collect();
+    let diagnostics = shared.compiler().ir().diagnostics.values().flat_map(|list| list.iter()).map(finding).collect();
+    api::Status {
+        node: shared.node.clone(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: shared.started.elapsed().as_secs(),
+        generation: shared.snapshots.generation().0,
+        ready: shared.ready(),
+        draining: shared.draining(),
+        workers: shared.proxy.workers(),
+        heartbeat_age_ms: u64::try_from(shared.proxy.heartbeat_age().as_millis()).unwrap_or(u64::MAX),
+        pods,
+        diagnostics,
+        files: shared.problems().clone(),
+        capture: api::Capture {
+            bpf_dir: stats.bpf_dir.display().to_string(),
+            hooks: stats.hooks.clone(),
+            foreign_programs: stats.foreign_programs.clone(),
+            counters: stats.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            maps: stats.maps.iter().map(|m| api::MapFill { name: m.name.to_owned(), entries: m.entries, max: u64::from(m.max) }).collect(),
+        },
+    }
+}
+
+/// A pod's statistics by name, as in the ABI.
+#[must_use]
+pub fn pod_events(stats: &PodStats) -> BTreeMap<&'static str, u64> {
+    BTreeMap::from([
+        ("outbound_captured", stats.outbound_captured),
+        ("outbound_direct", stats.outbound_direct),
+        ("outbound_refused", stats.outbound_refused),
+        ("outbound_denied", stats.outbound_denied),
+        ("inbound_captured", stats.inbound_captured),
+        ("inbound_direct", stats.inbound_direct),
+        ("inbound_refused", stats.inbound_refused),
+        ("inbound_node", stats.inbound_node),
+    ])
+}
+
+/// A severity as a label.
+#[must_use]
+pub fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    }
+}
+
+fn finding(diagnostic: &Diagnostic) -> api::Finding {
+    api::Finding {
+        object: object(&diagnostic.object),
+        severity: severity(diagnostic.severity).to_owned(),
+        code: diagnostic.code.to_owned(),
+        field: diagnostic.field.clone(),
+        message: diagnostic.message.clone(),
+    }
+}
+
+fn object(object: &ObjectRef) -> api::Object {
+    api::Object { kind: object.kind.to_string(), namespace: object.namespace.to_string(), name: object.name.to_string() }
+}
+
+fn protocol(protocol: AppProtocol) -> String {
+    match protocol {
+        AppProtocol::Http => "http".to_owned(),
+        AppProtocol::Tcp => "tcp".to_owned(),
+        AppProtocol::Detect => "detect".to_owned(),
+    }
+}
+
+/// `GET /services`.
+#[must_use]
+pub fn services(shared: &Shared) -> Vec<api::Service> {
+    let compiler = shared.compiler();
+    let ir = compiler.ir();
+    ir.services
+        .values()
+        .map(|service| api::Service {
+            namespace: service.key.namespace.to_string(),
+            name: service.key.name.to_string(),
+            addresses: service.addresses.iter().map(ToString::to_string).collect(),
+            headless: service.headless,
+            balance: match service.balance {
+                Balance::LeastRequest => "least-request".to_owned(),
+                Balance::RoundRobin => "round-robin".to_owned(),
+            },
+            ports: service
+                .ports
+                .iter()
+                .map(|port| {
+                    let endpoints = ir.endpoints.get(&(service.key.clone(), port.port));
+                    api::ServicePort {
+                        port: port.port,
+                        name: port.name.to_string(),
+                        protocol: protocol(port.protocol),
+                        ready: endpoints.map_or(0, |set| set.ready.len()),
+                        draining: endpoints.map_or(0, |set| set.draining.len()),
+                    }
+                })
+                .collect(),
+            routes: service.routes.len(),
+        })
+        .collect()
+}
+
+/// `GET /routes`.
+#[must_use]
+pub fn routes(shared: &Shared) -> Vec<api::ServiceRoutes> {
+    shared.snapshots.load().services.values().flat_map(|plans| plans.iter()).map(|plan| service_routes(plan)).collect()
+}
+
+fn service_routes(plan: &OutboundPlan) -> api::ServiceRoutes {
+    let matched = plan.matched.iter().enumerate().map(|(rule, split)| route(split, plan.matcher.describe(rule)));
+    api::ServiceRoutes {
+        namespace: plan.service.namespace.to_string(),
+        service: plan.service.name.to_string(),
+        port: plan.port,
+        protocol: protocol(plan.protocol),
+        engine: plan.matcher.engine(),
+        routes: matched.chain([route(&plan.otherwise, Vec::new())]).collect(),
+    }
+}
+
+fn route(split: &Split, matches: Vec<String>) -> api::Route {
+    let ready: Vec<usize> = split.backends.iter().map(|backend| backend.endpoints.load().ready.len()).collect();
+    let takes = |index: usize| if ready[index] > 0 { split.backends[index].weight } else { 0 };
+    let total: u64 = (0..ready.len()).map(takes).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+    let share = |index: usize| if total == 0 { 0.0 } else { takes(index) as f64 * 100.0 / total as f64 };
+    api::Route {
+        origin: object(&split.origin),
+        matches,
+        backends: split
+            .backends
+            .iter()
+            .enumerate()
+            .map(|(index, backend)| api::Backend {
+                namespace: backend.service.namespace.to_string(),
+                service: backend.service.name.to_string(),
+                port: backend.port,
+                weight: backend.weight,
+                share_percent: share(index),
+                ready: ready[index],
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,277 @@
+//! Wiring: the only file that knows every room.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use prometheus::Registry;
+use tokio::{
+    net::UnixStream,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc},
+};
+use weft_policy::snapshot::SnapshotCell;
+use weft_proxy::{config::ProxyConfig, proxy::Proxy};
+
+use crate::{
+    admin::server,
+    capture::{Capture, CaptureConfig, handover},
+    config::{Places, RunArgs},
+    limits,
+    metrics::AgentMetrics,
+    reconcile::Reconciler,
+    state::Shared,
+    telemetry::{Chain, LogLevel},
+    watch::{directory::Directory, notify},
+};
+
+/// Name of the hand-over socket inside the run directory.
+const HANDOVER_SOCKET: &str = "handover.sock";
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The run directory.
+    #[error("cannot make the run directory {path}")]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The manifests.
+    #[error(transparent)]
+    Manifests(#[from] crate::watch::directory::DirectoryError),
+    /// The kernel's side.
+    #[error("connections cannot be captured")]
+    Capture(#[from] crate::capture::CaptureError),
+    /// The data path.
+    #[error("the data path cannot start")]
+    Proxy(#[from] weft_proxy::proxy::ProxyError),
+    /// The admin socket or the metrics port.
+    #[error(transparent)]
+    Admin(#[from] server::AdminError),
+    /// Metrics.
+    #[error("metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+    /// Threads, signals.
+    #[error("the runtime cannot start")]
+    Runtime(#[source] io::Error),
+}
+
+/// Where capture keeps its things.
+#[must_use]
+pub fn capture_config(places: &Places) -> CaptureConfig {
+    CaptureConfig { bpf_dir: places.bpf_dir.clone(), cgroup_root: places.cgroup_root.clone() }
+}
+
+/// Runs the agent until it is told to stop or hands over to another one.
+///
+/// # Errors
+/// When it cannot start; nothing is left behind that was not there before.
+pub fn run(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
+    // Two threads: a scrape or a long compilation does not hold up the heartbeat or the admin socket. Workers have their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("weft-control")
+        .enable_all()
+        .build()
+        .map_err(RunError::Runtime)?;
+    runtime.block_on(start(args, log_level))
+}
+
+async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
+    let run_dir = &args.places.run_dir;
+    make_run_dir(run_dir)?;
+    // What can fail without root or kernel comes first, so that a mistake in the command line changes nothing.
+    let mut directory = Directory::new(&args.manifests);
+    let first = directory.scan(&BTreeSet::new())?;
+
+    let mut old_agent = ask_for_handover(run_dir).await;
+    // An agent that runs already holds the port until it has handed over.
+    let mut metrics_listener = match args.metrics_addr.0 {
+        Some(addr) if old_agent.is_none() => Some(server::bind_metrics(addr).await?),
+        _ => None,
+    };
+
+    let registry = Registry::new();
+    let capture = Capture::open(&capture_config(&args.places))?;
+    let sockets = capture.sockets();
+    let snapshots = Arc::new(SnapshotCell::default());
+    let proxy_config = ProxyConfig { workers: args.workers.map(usize::from), ..ProxyConfig::default() };
+    let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, &registry)?;
+    let shared = Arc::new(Shared::new(&args.node, proxy, snapshots, capture));
+    AgentMetrics::register(&registry, &shared)?;
+
+    let heartbeat = tokio::spawn(beat(Arc::clone(&shared)));
+    let handed = old_agent.as_mut().map(|old| std::mem::take(&mut old.listeners)).unwrap_or_default();
+    let mut reconciler = Reconciler::new(Arc::clone(&shared), handed);
+    reconciler.start(first);
+    shared.set_ready();
+
+    let drain = Arc::new(Notify::new());
+    let admin = server::bind_socket(run_dir, server::ADMIN_SOCKET)?;
+    let handover_socket = server::bind_socket(run_dir, HANDOVER_SOCKET)?;
+    if let Some(old) = old_agent {
+        if let Err(error) = old.finish().await {
+            tracing::warn!(%error, "the agent before this one did not confirm that it stops");
+        }
+        metrics_listener = inherit_metrics_port(args).await;
+    }
+
+    let (change_tx, change_rx) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
+    let tasks = [
+        tokio::spawn(notify::follow(directory, args.manifests.clone(), change_tx)),
+        tokio::spawn(reconciler.run(change_rx)),
+        tokio::spawn(server::serve_admin(admin, Arc::clone(&shared), log_level, Arc::clone(&drain))),
+    ];
+    let metrics = metrics_listener.map(|listener| tokio::spawn(server::serve_metrics(listener, Arc::clone(&shared), registry.clone())));
+    tracing::info!(node = args.node, manifests = %args.manifests.display(), pid = std::process::id(), "weft is running");
+
+    let ending = wait_for_end(&shared, &handover_socket, &drain).await;
+    shared.set_draining();
+    for task in tasks {
+        task.abort();
+    }
+    if let Ending::HandedOver(successor) = &ending {
+        // The successor wants the port and both sockets; it holds the listeners, and its programs are in place.
+        tracing::info!(successor, "another agent has taken over");
+        if let Some(metrics) = &metrics {
+            metrics.abort();
+        }
+    } else {
+        // From here on new connections meet the fail mode; those that wait in accept queues are still served.
+        shared.capture().unpublish_listeners();
+    }
+    shared.proxy.stop_accepting().await;
+    let report = shared.proxy.drain(args.drain_timeout()).await;
+    heartbeat.abort();
+    tracing::info!(finished = report.finished, closed = report.closed, "weft has stopped");
+    if matches!(ending, Ending::Stopped) {
+        for name in [server::ADMIN_SOCKET, HANDOVER_SOCKET] {
+            let _ = std::fs::remove_file(run_dir.join(name));
+        }
+    }
+    Ok(())
+}
+
+/// The port becomes free in the moment in which the old agent lets go of it.
+async fn inherit_metrics_port(args: &RunArgs) -> Option<tokio::net::TcpListener> {
+    let addr = args.metrics_addr.0?;
+    let deadline = tokio::time::Instant::now() + limits::HANDOVER_TIMEOUT;
+    loop {
+        match server::bind_metrics(addr).await {
+            Ok(listener) => return Some(listener),
+            Err(error) if tokio::time::Instant::now() > deadline => {
+                tracing::error!(error = %Chain(&error), "there are no metrics");
+                return None;
+            }
+            Err(_) => tokio::time::sleep(limits::METRICS_PORT_RETRY).await,
+        }
+    }
+}
+
+fn make_run_dir(run_dir: &Path) -> Result<(), RunError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .map_err(|source| RunError::RunDir { path: run_dir.to_path_buf(), source })
+}
+
+/// Shows the kernel that the data path is alive, as long as it is.
+async fn beat(shared: Arc<Shared>) {
+    let mut tick = tokio::time::interval(limits::HEARTBEAT_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tick.tick().await;
+        let age = shared.proxy.heartbeat_age();
+        if let Err(error) = shared.capture().beat(age) {
+            tracing::error!(error = %Chain(&error), worker_age_ms = age.as_millis(), "heartbeat is not written; pods will meet their fail mode");
+        }
+    }
+}
+
+/// Why the agent stops.
+#[derive(Debug)]
+enum Ending {
+    Stopped,
+    HandedOver(String),
+}
+
+async fn wait_for_end(shared: &Arc<Shared>, handover_socket: &tokio::net::UnixListener, drain: &Notify) -> Ending {
+    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "signals cannot be received");
+            return Ending::Stopped;
+        }
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ending::Stopped,
+            _ = interrupt.recv() => return Ending::Stopped,
+            () = drain.notified() => return Ending::Stopped,
+            accepted = handover_socket.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                let peer = stream.peer_cred().ok().and_then(|cred| cred.pid()).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+                match give(shared, stream).await {
+                    Ok(()) => return Ending::HandedOver(peer),
+                    Err(error) => tracing::warn!(%error, peer, "hand-over failed; this agent goes on"),
+                }
+            }
+        }
+    }
+}
+
+async fn give(shared: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
+    let listeners = shared.capture().listeners()?;
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    join(tokio::task::spawn_blocking(move || handover::serve(&stream, &listeners))).await
+}
+
+/// The agent that runs already, waiting to be told that this one is ready.
+struct OldAgent {
+    listeners: Vec<handover::HandedListener>,
+    stream: std::os::unix::net::UnixStream,
+}
+
+impl OldAgent {
+    async fn finish(self) -> io::Result<()> {
+        let stream = self.stream;
+        join(tokio::task::spawn_blocking(move || handover::finish(&stream))).await
+    }
+}
+
+async fn ask_for_handover(run_dir: &Path) -> Option<OldAgent> {
+    let path = run_dir.join(HANDOVER_SOCKET);
+    let stream = std::os::unix::net::UnixStream::connect(path).ok()?;
+    let asked = join(tokio::task::spawn_blocking(move || {
+        let limit: Option<Duration> = Some(limits::HANDOVER_TIMEOUT);
+        stream.set_read_timeout(limit)?;
+        stream.set_write_timeout(limit)?;
+        let listeners = handover::receive(&stream)?;
+        Ok((listeners, stream))
+    }));
+    match asked.await {
+        Ok((listeners, stream)) => {
+            tracing::info!(listeners = listeners.len(), "taking over from the agent that runs already");
+            Some(OldAgent { listeners, stream })
+        }
+        Err(error) => {
+            tracing::warn!(%error, "an agent seems to run already but does not hand over; starting without its listeners");
+            None
+        }
+    }
+}
+
+async fn join<T>(task: tokio::task::JoinHandle<io::Result<T>>) -> io::Result<T> {
+    task.await.map_err(io::Error::other)?
+}

@@ -1,0 +1,133 @@
+//! Command line of the agent, checked once.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::telemetry::LogFormat;
+
+/// weft's node agent: captures the connections of this node's pods with eBPF and carries them as policy says.
+#[derive(Debug, Parser)]
+#[command(name = "weft-agent", version, about, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent. If one already runs with the same --run-dir, take over from it without losing a connection.
+    Run(RunArgs),
+    /// Remove everything that weft put into this node: programs, links, pins, rules, routes, sysctls. Traffic is direct afterwards.
+    Cleanup(CleanupArgs),
+}
+
+/// Where weft keeps its things on the node.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// Directory in bpffs for pinned programs, maps and links. Created if absent; must be weft's own.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/weft", env = "WEFT_BPF_DIR")]
+    pub bpf_dir: PathBuf,
+    /// Directory for the admin and hand-over sockets, made with mode 0700.
+    #[arg(long, value_name = "DIR", default_value = "/run/weft", env = "WEFT_RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// Cgroup to attach to [default: the kubepods cgroup if there is one, else the root of cgroup2].
+    #[arg(long, value_name = "DIR", env = "WEFT_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Read Kubernetes manifests from this directory (*.yaml, *.yml, *.json; not from subdirectories) and follow its changes.
+    #[arg(long, value_name = "DIR", env = "WEFT_MANIFESTS")]
+    pub manifests: PathBuf,
+    /// Name of this node: pods whose spec.nodeName equals it are captured.
+    #[arg(long, value_name = "NAME", env = "WEFT_NODE")]
+    pub node: String,
+    /// Where weft keeps its things.
+    #[command(flatten)]
+    pub places: Places,
+    /// Address of /metrics, /livez and /readyz, or "none".
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020", value_parser = parse_metrics_addr, env = "WEFT_METRICS_ADDR")]
+    pub metrics_addr: MetricsAddr,
+    /// Worker threads of the data path [default: one for each core, at most 4].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), env = "WEFT_WORKERS")]
+    pub workers: Option<u16>,
+    /// How long connections may go on after a stop or hand-over, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400), env = "WEFT_DRAIN_TIMEOUT_S")]
+    pub drain_timeout_s: u64,
+    /// How log lines look. Levels are set by WEFT_LOG.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+impl RunArgs {
+    /// How long connections may go on after a stop or hand-over.
+    #[must_use]
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout_s)
+    }
+}
+
+/// Arguments of `cleanup`.
+#[derive(Clone, Debug, Args)]
+pub struct CleanupArgs {
+    /// Where weft keeps its things.
+    #[command(flatten)]
+    pub places: Places,
+    /// How the report is printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// A table for people.
+    #[default]
+    Table,
+    /// JSON for programs.
+    Json,
+}
+
+/// Address of the metrics endpoint, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsAddr(pub Option<SocketAddr>);
+
+impl std::fmt::Display for MetricsAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(addr) => addr.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+fn parse_metrics_addr(text: &str) -> Result<MetricsAddr, String> {
+    if text == "none" {
+        return Ok(MetricsAddr(None));
+    }
+    text.parse().map(|addr| MetricsAddr(Some(addr))).map_err(|_| "expected ADDRESS:PORT, as in 127.0.0.1:15020, or \"none\"".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn metrics_addresses_are_checked() {
+        assert_eq!(parse_metrics_addr("none"), Ok(MetricsAddr(None)));
+        assert!(parse_metrics_addr("[::1]:1").is_ok());
+        assert!(parse_metrics_addr("localhost").is_err());
+    }
+}

@@ -1,0 +1,209 @@
+//! This node's pods: which ones should be captured, which are, and why not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use weft_policy::{
+    ir::{FailMode, WorkloadIr},
+    names::WorkloadId,
+};
+
+use crate::capture::{PodError, PodSpec};
+
+/// What is known of the pods that should be captured.
+#[derive(Debug)]
+pub struct Pods {
+    node: Arc<str>,
+    entries: BTreeMap<WorkloadId, Entry>,
+}
+
+/// One pod that should be captured.
+#[derive(Debug)]
+pub struct Entry {
+    /// The pod.
+    pub workload: Arc<WorkloadIr>,
+    /// How far it is.
+    pub state: PodState,
+}
+
+/// How far a pod is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodState {
+    /// Not tried yet.
+    Waiting,
+    /// Its connections are captured.
+    Captured {
+        /// TCP connections that were open before, and are not carried by weft.
+        connections_before: u32,
+    },
+    /// It could not be captured, and is tried again.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What has to be done after a change.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PodChanges {
+    /// Pods to let go of.
+    pub release: Vec<WorkloadId>,
+    /// Pods to capture, after the releases.
+    pub attach: Vec<WorkloadId>,
+}
+
+impl Pods {
+    /// No pods yet, on this node.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self { node: node.into(), entries: BTreeMap::new() }
+    }
+
+    /// All pods that should be captured.
+    pub fn iter(&self) -> impl Iterator<Item = (&WorkloadId, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// One pod.
+    #[must_use]
+    pub fn entry(&self, id: &WorkloadId) -> Option<&Entry> {
+        self.entries.get(id)
+    }
+
+    /// Whether every pod was tried.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.entries.values().all(|entry| entry.state != PodState::Waiting)
+    }
+
+    /// Takes changed workloads in (`None`: gone) and says what to do about them.
+    pub fn change<'a>(&mut self, changed: impl IntoIterator<Item = (&'a WorkloadId, &'a Option<Arc<WorkloadIr>>)>) -> PodChanges {
+        let mut changes = PodChanges::default();
+        for (id, workload) in changed {
+            let wanted = workload.as_ref().filter(|w| w.meshed && w.node == self.node && !w.ips.is_empty());
+            match (self.entries.get_mut(id), wanted) {
+                (Some(entry), Some(workload)) if same_to_capture(&entry.workload, workload) => entry.workload = Arc::clone(workload),
+                (before, wanted) => {
+                    if before.is_some_and(|entry| matches!(entry.state, PodState::Captured { .. })) {
+                        changes.release.push(id.clone());
+                    }
+                    self.entries.remove(id);
+                    if let Some(workload) = wanted {
+                        self.entries.insert(id.clone(), Entry { workload: Arc::clone(workload), state: PodState::Waiting });
+                        changes.attach.push(id.clone());
+                    }
+                }
+            }
+        }
+        changes
+    }
+
+    /// Pods that failed and should be tried again.
+    #[must_use]
+    pub fn failed(&self) -> Vec<WorkloadId> {
+        self.entries.iter().filter(|(_, entry)| matches!(entry.state, PodState::Failed { .. })).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Notes how an attempt ended. Returns whether that is news.
+    pub fn set(&mut self, id: &WorkloadId, state: PodState) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
+        let news = entry.state != state;
+        entry.state = state;
+        news
+    }
+
+    /// Everything captured at this time.
+    #[must_use]
+    pub fn captured(&self) -> BTreeSet<WorkloadId> {
+        self.entries.iter().filter(|(_, entry)| matches!(entry.state, PodState::Captured { .. })).map(|(id, _)| id.clone()).collect()
+    }
+}
+
+/// Whether a change of the object means nothing to capture.
+fn same_to_capture(a: &WorkloadIr, b: &WorkloadIr) -> bool {
+    let key = |w: &WorkloadIr| (w.ips.clone(), w.netns.clone(), w.cgroup.clone(), w.host_network, w.fail_mode, Arc::clone(&w.name), Arc::clone(&w.owner));
+    key(a) == key(b)
+}
+
+/// What capture needs to know of a pod.
+///
+/// # Errors
+/// When the manifest does not say where the pod is.
+pub fn pod_spec(workload: &WorkloadIr) -> Result<PodSpec, PodError> {
+    if workload.host_network && workload.cgroup.is_none() {
+        return Err(PodError::NotLocated { annotation: "weft.dev/cgroup" });
+    }
+    if !workload.host_network && workload.netns.is_none() {
+        return Err(PodError::NotLocated { annotation: "weft.dev/netns" });
+    }
+    Ok(PodSpec {
+        id: workload.id.clone(),
+        namespace: Arc::clone(&workload.namespace),
+        name: Arc::clone(&workload.name),
+        owner: Arc::clone(&workload.owner),
+        netns: workload.netns.clone().filter(|_| !workload.host_network),
+        cgroup: workload.cgroup.clone(),
+        ips: workload.ips.clone(),
+        fail_closed: workload.fail_mode == FailMode::Closed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(uid: &str, node: &str, meshed: bool) -> Arc<WorkloadIr> {
+        Arc::new(WorkloadIr {
+            id: WorkloadId::new(uid),
+            namespace: "shop".into(),
+            name: uid.into(),
+            owner: "web".into(),
+            service_account: "default".into(),
+            node: node.into(),
+            ips: vec!["10.0.0.1".parse().unwrap()],
+            host_network: false,
+            meshed,
+            fail_mode: FailMode::Open,
+            netns: Some("/run/netns/a".into()),
+            cgroup: None,
+            serves: Vec::new(),
+        })
+    }
+
+    fn change(pods: &mut Pods, workload: &Arc<WorkloadIr>) -> PodChanges {
+        pods.change([(&workload.id, &Some(Arc::clone(workload)))])
+    }
+
+    #[test]
+    fn only_meshed_pods_of_this_node_are_wanted() {
+        let mut pods = Pods::new("n1");
+        for (w, expected) in [(workload("a", "n1", true), 1), (workload("b", "n2", true), 0), (workload("c", "n1", false), 0)] {
+            assert_eq!(change(&mut pods, &w).attach.len(), expected, "{}", w.id);
+        }
+    }
+
+    #[test]
+    fn a_pod_that_moves_to_another_namespace_path_is_captured_anew() {
+        let mut pods = Pods::new("n1");
+        let first = workload("a", "n1", true);
+        change(&mut pods, &first);
+        pods.set(&first.id, PodState::Captured { connections_before: 0 });
+        assert_eq!(change(&mut pods, &first), PodChanges::default());
+        let mut moved = (*first).clone();
+        moved.netns = Some("/run/netns/b".into());
+        let changes = change(&mut pods, &Arc::new(moved));
+        assert_eq!(changes, PodChanges { release: vec![first.id.clone()], attach: vec![first.id.clone()] });
+    }
+
+    #[test]
+    fn a_pod_that_leaves_the_mesh_is_released_once() {
+        let mut pods = Pods::new("n1");
+        let first = workload("a", "n1", true);
+        change(&mut pods, &first);
+        pods.set(&first.id, PodState::Captured { connections_before: 2 });
+        assert_eq!(pods.change([(&first.id, &None)]).release.len(), 1);
+        assert_eq!(pods.change([(&first.id, &None)]), PodChanges::default());
+    }
+}

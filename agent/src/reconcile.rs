@@ -1,0 +1,177 @@
+//! From changed objects to plans in force. The only place that publishes snapshots, and the one that owns their order:
+//! nothing is redirected to a proxy that lacks its plans, and nothing loses its plans while it is redirected.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use tokio::sync::mpsc;
+use weft_abi::{DestKey, DestVerdict, verdict};
+use weft_crds::{lower::lower, store::ObjectStore};
+use weft_policy::{
+    compile::{CaptureAddr, Compiled, Reach},
+    names::WorkloadId,
+};
+
+use crate::{
+    capture::{HandedListener, PodError, abi_addr},
+    limits,
+    pods::{PodState, pod_spec},
+    state::Shared,
+    telemetry::Chain,
+    watch::Change,
+};
+
+/// Turns changes into plans, and keeps pods captured.
+pub struct Reconciler {
+    shared: Arc<Shared>,
+    store: ObjectStore,
+    /// Listeners that another agent handed over, until their pods are captured.
+    handed: BTreeMap<WorkloadId, Vec<HandedListener>>,
+}
+
+impl Reconciler {
+    /// A reconciler with nothing in its store.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, handed: Vec<HandedListener>) -> Self {
+        let mut by_pod: BTreeMap<WorkloadId, Vec<HandedListener>> = BTreeMap::new();
+        for listener in handed {
+            by_pod.entry(listener.workload.clone()).or_default().push(listener);
+        }
+        Self { shared, store: ObjectStore::default(), handed: by_pod }
+    }
+
+    /// Applies the first change, which is everything that the source has.
+    pub fn start(&mut self, change: Change) {
+        self.apply(change);
+        // Listeners of pods that this agent does not want: closing them lets those connections meet the application.
+        self.handed.clear();
+        let known: BTreeSet<DestKey> = self.shared.reach().keys().map(dest_key).collect();
+        let captured = self.shared.pods().captured();
+        let mut capture = self.shared.capture();
+        if let Err(error) = capture.retain(&captured, &known) {
+            tracing::warn!(error = %Chain(&error), "leftovers of an earlier agent could not all be removed");
+        }
+    }
+
+    /// Follows changes until their sender is gone.
+    pub async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
+        let mut retry = tokio::time::interval(limits::POD_RETRY);
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Some(change) => self.apply(change),
+                    None => return,
+                },
+                _ = retry.tick() => self.check_pods(),
+            }
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        for problem in &change.problems {
+            if !self.shared.problems().contains(problem) {
+                tracing::warn!(
+                    file = problem.file, document = problem.document, line = problem.line, object = problem.object,
+                    field = problem.field, problem = problem.message, "manifest is not used"
+                );
+            }
+        }
+        *self.shared.problems() = change.problems;
+        if change.events.is_empty() {
+            return;
+        }
+        let dirty = self.store.apply(change.events);
+        let delta = lower(&self.store, &dirty);
+        for diagnostic in delta.diagnostics.values().flatten().flat_map(|list| list.iter()) {
+            tracing::warn!(object = %diagnostic.object, code = diagnostic.code, field = diagnostic.field, problem = diagnostic.message, "object does not work as written");
+        }
+        let pods = self.shared.pods().change(&delta.workloads);
+        let Compiled { snapshot, reach } = self.shared.compiler().apply(delta);
+
+        for id in &pods.release {
+            self.release(id);
+        }
+        let (gone, kept): (Vec<_>, Vec<_>) = reach.into_iter().partition(|(_, reach)| reach.is_none());
+        self.set_destinations(&gone);
+        let generation = snapshot.generation;
+        self.shared.snapshots.publish(snapshot);
+        self.set_destinations(&kept);
+        for id in &pods.attach {
+            self.attach(id);
+        }
+        tracing::info!(generation = generation.0, "plans are in force");
+    }
+
+    fn set_destinations(&self, reach: &[(CaptureAddr, Option<Reach>)]) {
+        {
+            let mut known = self.shared.reach();
+            for (addr, reach) in reach {
+                match reach {
+                    Some(reach) => known.insert(*addr, *reach),
+                    None => known.remove(addr),
+                };
+            }
+        }
+        let entries = reach.iter().map(|(addr, reach)| {
+            let verdict = reach.map(|reach| match reach {
+                Reach::Proxy => verdict::PROXY,
+                Reach::Refuse => verdict::DENY,
+            });
+            (dest_key(addr), verdict.map(|verdict| DestVerdict { verdict, pad: 0 }))
+        });
+        if let Err(error) = self.shared.capture().set_destinations(entries) {
+            tracing::error!(error = %Chain(&error), "not every destination could be written; those left out go direct");
+        }
+    }
+
+    fn attach(&mut self, id: &WorkloadId) {
+        let Some(workload) = self.shared.pods().entry(id).map(|entry| Arc::clone(&entry.workload)) else { return };
+        let handed = self.handed.remove(id).unwrap_or_default();
+        let attached = pod_spec(&workload).and_then(|spec| self.shared.capture().attach_pod(&spec, handed));
+        let state = match attached {
+            Ok(attachment) => {
+                self.shared.proxy.add_pod(attachment.listeners);
+                PodState::Captured { connections_before: attachment.connections_before }
+            }
+            Err(error) => PodState::Failed { reason: Chain(&error).to_string() },
+        };
+        let news = self.shared.pods().set(id, state.clone());
+        match state {
+            PodState::Captured { connections_before } => {
+                tracing::info!(namespace = %workload.namespace, pod = %workload.name, connections_before, "pod is captured");
+            }
+            PodState::Failed { reason } if news => {
+                tracing::warn!(namespace = %workload.namespace, pod = %workload.name, reason, "pod is not captured");
+            }
+            _ => {}
+        }
+    }
+
+    fn release(&self, id: &WorkloadId) {
+        // Capture first: from then on the kernel hands the proxy nothing more of this pod.
+        if let Err(error) = self.shared.capture().release_pod(id) {
+            tracing::warn!(pod = %id, error = %Chain(&error), "pod was released only in part");
+        }
+        self.shared.proxy.remove_pod(id);
+        tracing::info!(pod = %id, "pod is released");
+    }
+
+    /// Tries failed pods again, and finds captured ones whose namespace was made anew.
+    fn check_pods(&mut self) {
+        let stale = self.shared.capture().stale_pods();
+        for id in stale {
+            self.release(&id);
+            self.shared.pods().set(&id, PodState::Failed { reason: PodError::NetnsReplaced.to_string() });
+        }
+        for id in self.shared.pods().failed() {
+            self.attach(&id);
+        }
+    }
+}
+
+fn dest_key(addr: &CaptureAddr) -> DestKey {
+    DestKey { addr: abi_addr(addr.ip), port: addr.port.unwrap_or(0), protocol: weft_abi::IPPROTO_TCP, pad: 0 }
+}

@@ -1,0 +1,179 @@
+//! Tables for people.
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::{
+    admin::api::{Service, ServiceRoutes, Status},
+    capture::CleanupReport,
+    config::OutputFormat,
+};
+
+/// A value as JSON, for programs.
+#[must_use]
+pub fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
+}
+
+/// An empty table in the house's style: columns and no lines, so that it can be cut and grepped.
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+/// `weft status`.
+#[must_use]
+pub fn status(status: &Status) -> String {
+    let state = match (status.draining, status.ready) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "starting",
+    };
+    let captured = status.pods.iter().filter(|pod| pod.captured).count();
+    let mut out = format!(
+        "node {}  {state}  pid {}  version {}  up {} s  generation {}  workers {} (slowest {} ms ago)\npods {captured} of {} captured\n",
+        status.node, status.pid, status.version, status.uptime_s, status.generation, status.workers, status.heartbeat_age_ms, status.pods.len()
+    );
+    if !status.pods.is_empty() {
+        let mut pods = table(&["NAMESPACE", "POD", "CAPTURED", "FAIL MODE", "OUT", "IN", "DIRECT", "REFUSED", "BEFORE", "ADDRESSES"]);
+        for pod in &status.pods {
+            let stat = |name: &str| pod.stats.get(name).copied().unwrap_or(0);
+            let captured = match &pod.reason {
+                None => "yes".to_owned(),
+                Some(reason) => format!("no: {reason}"),
+            };
+            pods.add_row([
+                pod.namespace.clone(),
+                pod.name.clone(),
+                captured,
+                pod.fail_mode.clone(),
+                stat("outbound_captured").to_string(),
+                stat("inbound_captured").to_string(),
+                (stat("outbound_direct") + stat("inbound_direct")).to_string(),
+                (stat("outbound_refused") + stat("inbound_refused") + stat("outbound_denied")).to_string(),
+                pod.connections_before_capture.to_string(),
+                pod.ips.join(","),
+            ]);
+        }
+        out.push_str(&format!("\n{pods}\n"));
+    }
+    if !status.diagnostics.is_empty() {
+        let mut findings = table(&["SEVERITY", "OBJECT", "FIELD", "CODE", "WHAT"]);
+        for finding in &status.diagnostics {
+            let object = format!("{} {}/{}", finding.object.kind, finding.object.namespace, finding.object.name);
+            findings.add_row([&finding.severity, &object, or_dash(&finding.field), &finding.code, &finding.message]);
+        }
+        out.push_str(&format!("\n{findings}\n"));
+    }
+    if !status.files.is_empty() {
+        let mut files = table(&["FILE", "DOCUMENT", "LINE", "OBJECT", "FIELD", "WHAT"]);
+        for problem in &status.files {
+            files.add_row([
+                &problem.file,
+                &problem.document.to_string(),
+                &problem.line.to_string(),
+                or_dash(&problem.object),
+                or_dash(&problem.field),
+                &problem.message,
+            ]);
+        }
+        out.push_str(&format!("\n{files}\n"));
+    }
+    let troubles: Vec<_> = status.capture.counters.iter().filter(|(_, count)| **count > 0).collect();
+    for (name, count) in troubles {
+        out.push_str(&format!("\ncapture: {name} happened {count} times"));
+    }
+    for program in &status.capture.foreign_programs {
+        out.push_str(&format!("\ncapture: another program runs ahead of weft: {program}"));
+    }
+    out.trim_end().to_owned()
+}
+
+/// `weft services`.
+#[must_use]
+pub fn services(services: &[Service]) -> String {
+    let mut table = table(&["NAMESPACE", "SERVICE", "ADDRESSES", "PORT", "PROTOCOL", "READY", "DRAINING", "BALANCE", "ROUTES"]);
+    for service in services {
+        let addresses = if service.headless { "headless".to_owned() } else { service.addresses.join(",") };
+        for port in &service.ports {
+            let number = if port.name.is_empty() { port.port.to_string() } else { format!("{} ({})", port.port, port.name) };
+            table.add_row([
+                &service.namespace,
+                &service.name,
+                &addresses,
+                &number,
+                &port.protocol,
+                &port.ready.to_string(),
+                &port.draining.to_string(),
+                &service.balance,
+                &service.routes.to_string(),
+            ]);
+        }
+    }
+    table.to_string()
+}
+
+/// `weft routes`.
+#[must_use]
+pub fn routes(services: &[ServiceRoutes]) -> String {
+    let mut table = table(&["SERVICE", "PORT", "ORIGIN", "MATCH", "BACKENDS", "ENGINE"]);
+    for service in services {
+        for route in &service.routes {
+            let backends: Vec<_> = route
+                .backends
+                .iter()
+                .map(|b| format!("{}:{} weight {} now {:.1}% ready {}", b.service, b.port, b.weight, b.share_percent, b.ready))
+                .collect();
+            let matches = if route.matches.is_empty() { "everything else".to_owned() } else { route.matches.join("\nor ") };
+            table.add_row([
+                format!("{}/{}", service.namespace, service.service),
+                format!("{} {}", service.port, service.protocol),
+                format!("{} {}", route.origin.kind, route.origin.name),
+                matches,
+                if backends.is_empty() { "none: answers 503".to_owned() } else { backends.join("\n") },
+                if route.matches.is_empty() { String::new() } else { service.engine.clone() },
+            ]);
+        }
+    }
+    table.to_string()
+}
+
+/// `weft flows`.
+#[must_use]
+pub fn flows(flows: &[weft_proxy::flows::FlowRow]) -> String {
+    let mut table = table(&["DIRECTION", "SOURCE", "DESTINATION", "BACKEND", "ENDPOINT", "PROTOCOL", "AGE", "REQUESTS", "SENT", "RECEIVED"]);
+    for flow in flows {
+        table.add_row(flow_cells(flow));
+    }
+    table.to_string()
+}
+
+fn flow_cells(flow: &weft_proxy::flows::FlowRow) -> Vec<String> {
+    let value = serde_json::to_value(flow).unwrap_or_default();
+    let cell = |name: &str| match value.get(name) {
+        Some(serde_json::Value::String(text)) => text.clone(),
+        Some(serde_json::Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    ["direction", "source", "destination", "backend", "endpoint", "protocol", "age_ms", "requests", "bytes_sent", "bytes_received"]
+        .iter()
+        .map(|name| cell(name))
+        .collect()
+}
+
+/// What `weft-agent cleanup` did.
+#[must_use]
+pub fn cleanup(report: &CleanupReport, format: OutputFormat) -> String {
+    match format {
+        OutputFormat::Json => json(report),
+        OutputFormat::Table => report.to_string(),
+    }
+}

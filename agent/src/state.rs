@@ -1,0 +1,109 @@
+//! What the agent's parts share. Locks here are for the control side only; the data path never takes one.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use weft_policy::{
+    compile::{CaptureAddr, Compiler, Reach},
+    snapshot::SnapshotCell,
+};
+use weft_proxy::proxy::Proxy;
+
+use crate::{capture::Capture, pods::Pods, watch::SourceProblem};
+
+/// What the agent's parts share.
+pub struct Shared {
+    /// Name of this node.
+    pub node: String,
+    /// When the agent started.
+    pub started: Instant,
+    /// The data path.
+    pub proxy: Proxy,
+    /// Where the plans in force are found.
+    pub snapshots: Arc<SnapshotCell>,
+    capture: Mutex<Capture>,
+    compiler: Mutex<Compiler>,
+    pods: Mutex<Pods>,
+    problems: Mutex<Vec<SourceProblem>>,
+    reach: Mutex<BTreeMap<CaptureAddr, Reach>>,
+    ready: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    /// Everything as it is before the first change.
+    #[must_use]
+    pub fn new(node: &str, proxy: Proxy, snapshots: Arc<SnapshotCell>, capture: Capture) -> Self {
+        Self {
+            node: node.to_owned(),
+            started: Instant::now(),
+            proxy,
+            snapshots,
+            capture: Mutex::new(capture),
+            compiler: Mutex::default(),
+            pods: Mutex::new(Pods::new(node)),
+            problems: Mutex::default(),
+            reach: Mutex::default(),
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// The kernel's side.
+    pub fn capture(&self) -> MutexGuard<'_, Capture> {
+        lock(&self.capture)
+    }
+
+    /// The model and the plans made from it.
+    pub fn compiler(&self) -> MutexGuard<'_, Compiler> {
+        lock(&self.compiler)
+    }
+
+    /// This node's pods.
+    pub fn pods(&self) -> MutexGuard<'_, Pods> {
+        lock(&self.pods)
+    }
+
+    /// What the source cannot use.
+    pub fn problems(&self) -> MutexGuard<'_, Vec<SourceProblem>> {
+        lock(&self.problems)
+    }
+
+    /// What capture was told about each address.
+    pub fn reach(&self) -> MutexGuard<'_, BTreeMap<CaptureAddr, Reach>> {
+        lock(&self.reach)
+    }
+
+    /// Whether manifests are applied and every pod was tried.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) && !self.draining()
+    }
+
+    /// From now on [`ready`](Self::ready).
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// Whether the agent takes no new connections.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// From now on [`draining`](Self::draining).
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+}
+
+/// A panic elsewhere leaves plain data behind, which is still the best there is.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
