@@ -17,6 +17,10 @@ pub const IPPROTO_TCP: u8 = 6;
 /// The mark on the agent's transparent sockets inside a pod's namespace. It only selects a route there; it is never authority.
 pub const TRANSPARENT_MARK: u32 = 0x77_65_66_74;
 
+/// The input interface that the agent names in its own socket look-ups (sock_diag): no interface has this index, and the pods'
+/// programs neither steer nor count such a look-up.
+pub const DIAG_IFINDEX: u32 = 0x77_65_66_74;
+
 /// The routing table that [`TRANSPARENT_MARK`] selects inside a pod's namespace.
 pub const TRANSPARENT_TABLE: u32 = 0x7765;
 
@@ -84,8 +88,11 @@ pub struct OriginalDst {
     pub cgroup_id: u64,
     /// The destination's port, host byte order.
     pub port: u16,
+    /// 1 once the asking socket was closed in good order. Its connection may still wait in the accept queue with data in it, so
+    /// the entry stays until it is accepted or swept.
+    pub closed: u16,
     /// Always zero.
-    pub pad: [u16; 3],
+    pub pad: [u16; 2],
 }
 
 /// Owner of a `BYPASS` or `NODE_FLOWS` entry: the cookie of the socket for which it was written.
@@ -110,6 +117,22 @@ pub struct PodConfig {
     pub flags: u32,
     /// What the namespace's sysctls were before weft set them, as bits of [`sysctl_was`]; restored on release.
     pub sysctl_was: u32,
+    /// Ports of [`ports::RESERVED`] that were reserved before weft came; release leaves them so.
+    pub reserved_was: [PortRange; 4],
+    /// Connections that were established when capture began: neither side of them passes the agent.
+    pub connections_before: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// A range of ports, host byte order, both ends included; all zero stands for none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct PortRange {
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
 }
 
 /// Bits of [`PodConfig::flags`].
@@ -247,6 +270,8 @@ pub mod derived {
     pub const BYPASS: u32 = 2;
     /// An entry of `NODE_FLOWS`.
     pub const NODE_FLOW: u32 = 3;
+    /// There was an entry; it was deleted when the connection ended.
+    pub const ENDED: u32 = 4;
 }
 
 /// What happened at one pod's hooks: value of the per-CPU map `POD_STATS` (key: netns cookie, or cgroup id with [`STATS_CGROUP_BIT`]).
@@ -279,12 +304,22 @@ pub mod counter {
     pub const BYPASS_FULL: u32 = 1;
     /// An entry of `NODE_FLOWS` could not be written; the probe is treated as ordinary inbound traffic.
     pub const NODE_FLOWS_FULL: u32 = 2;
-    /// Socket storage could not be had; the connection was refused.
+    /// Socket storage could not be had; the connection was refused, or, for one of the node's own, treated as ordinary traffic.
     pub const STORAGE_FULL: u32 = 3;
-    /// A redirected connection found no entry or no listener in its namespace and was reset.
+    /// A redirected connection found no listener in its namespace and was reset.
     pub const REDIRECT_LOST: u32 = 4;
+    /// A connection to a proxied destination was refused, because the pod has no address of that family to redirect to.
+    pub const NO_ADDRESS: u32 = 5;
+    /// Entries written to `BYPASS`.
+    pub const BYPASS_ADDED: u32 = 6;
+    /// Entries deleted from `BYPASS`: what is left of the difference is how full it is.
+    pub const BYPASS_REMOVED: u32 = 7;
+    /// Entries written to `NODE_FLOWS`.
+    pub const NODE_FLOWS_ADDED: u32 = 8;
+    /// Entries deleted from `NODE_FLOWS`.
+    pub const NODE_FLOWS_REMOVED: u32 = 9;
     /// How many slots there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 10;
 }
 
 /// The one slot of `SETTINGS`, written by the agent.
@@ -299,8 +334,17 @@ pub struct Settings {
     pub host_netns_cookie: u64,
     /// Must equal [`ABI_VERSION`].
     pub abi_version: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Bits of [`settings_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod settings_flags {
+    /// The connect programs are attached to the cgroup that holds all pods and nothing else, so that every socket of the host's
+    /// namespace that they see is a host-network pod's, captured or not.
+    pub const ONLY_PODS: u32 = 1;
+    /// `HOST_PODS` is not empty: the cgroups of host-namespace sockets are worth a look.
+    pub const HOST_PODS: u32 = 1 << 1;
 }
 
 /// Names of the maps; each is pinned under its name.
@@ -334,7 +378,7 @@ pub mod map_name {
 const _: () = {
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<OriginalDst>() == 40);
-    assert!(size_of::<PodConfig>() == 48);
+    assert!(size_of::<PodConfig>() == 72);
     assert!(size_of::<DestKey>() == 20);
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<SocketState>() == 96);
@@ -355,6 +399,8 @@ mod user {
     unsafe impl aya::Pod for super::FlowOwner {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PodConfig {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::PortRange {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::DestKey {}
     // SAFETY: as above.

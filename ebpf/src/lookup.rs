@@ -1,0 +1,137 @@
+//! `sk_lookup`: decides who accepts a connection that arrives in a pod's namespace.
+//!
+//! One instance for each namespace, with the namespace's cookie in its read-only data, because the hook cannot ask for it. Must not
+//! let a connection fall through to the application when the pod's fail mode is `closed`.
+
+use aya_ebpf::{bindings::sk_action, macros::sk_lookup, programs::SkLookupContext};
+use weft_abi::{
+    Addr, DIAG_IFINDEX, FlowKey, IPPROTO_TCP, ListenerKey, NODE_NETNS, counter, direction, pod_flags, ports,
+};
+
+use crate::{
+    addr, agent, count,
+    maps::{BYPASS, CAPTURED, LISTENERS, NODE_FLOWS, PODS},
+};
+
+/// Address family of IPv4 sockets (socket(2)).
+const AF_INET: u32 = 2;
+
+/// The kernel goes on: to the socket that was assigned, else to whoever listens.
+const PASS: u32 = sk_action::SK_PASS;
+/// The connection is reset.
+const DROP: u32 = sk_action::SK_DROP;
+
+/// Cookie of the namespace that this instance is attached to; set by the loader.
+#[unsafe(no_mangle)]
+static NETNS: u64 = 0;
+
+/// The hook.
+#[sk_lookup]
+pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
+    let lookup = ctx.lookup;
+    // SAFETY: the verifier checks every access. All are read before any is chosen: see `sock_ops::accepting_side`.
+    let (protocol, ifindex, family, local4, remote4, local6, remote6, local_port, remote_port) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*lookup).protocol),
+            core::ptr::read_volatile(&raw const (*lookup).ingress_ifindex),
+            core::ptr::read_volatile(&raw const (*lookup).family),
+            core::ptr::read_volatile(&raw const (*lookup).local_ip4),
+            core::ptr::read_volatile(&raw const (*lookup).remote_ip4),
+            [
+                core::ptr::read_volatile(&raw const (*lookup).local_ip6[0]),
+                core::ptr::read_volatile(&raw const (*lookup).local_ip6[1]),
+                core::ptr::read_volatile(&raw const (*lookup).local_ip6[2]),
+                core::ptr::read_volatile(&raw const (*lookup).local_ip6[3]),
+            ],
+            [
+                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[0]),
+                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[1]),
+                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[2]),
+                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[3]),
+            ],
+            core::ptr::read_volatile(&raw const (*lookup).local_port) as u16,
+            u16::from_be(core::ptr::read_volatile(&raw const (*lookup).remote_port)),
+        )
+    };
+    if protocol != u32::from(IPPROTO_TCP) || ifindex == DIAG_IFINDEX {
+        return PASS;
+    }
+    let (local, remote) = if family == AF_INET {
+        (Addr::v4(local4), Addr::v4(remote4))
+    } else {
+        (Addr { words_be: local6 }, Addr { words_be: remote6 })
+    };
+    // SAFETY: a plain static; volatile, because the loader sets it behind the compiler's back.
+    let netns_cookie = unsafe { core::ptr::read_volatile(&raw const NETNS) };
+    let mut flow = FlowKey { netns_cookie, local, remote, local_port, remote_port, pad: 0 };
+
+    // SAFETY (all three): only ask whether an entry is there.
+    if unsafe { BYPASS.get(flow) }.is_some() {
+        return PASS;
+    }
+    if unsafe { CAPTURED.get(flow) }.is_some() {
+        return hand_over(&ctx, direction::OUTBOUND, netns_cookie, &local);
+    }
+    flow.netns_cookie = NODE_NETNS;
+    if unsafe { NODE_FLOWS.get(flow) }.is_some() {
+        // SAFETY: a field of the entry that `pod` hands over.
+        count::pod(netns_cookie, |stats| unsafe { &raw mut (*stats).inbound_node });
+        return PASS;
+    }
+    if addr::is_loopback(&local) {
+        // The agent's listeners are bound there, and reached only by way of this program.
+        let agents = local_port == ports::LISTENER_OUTBOUND || local_port == ports::LISTENER_INBOUND;
+        return if agents { DROP } else { PASS };
+    }
+    // The pod talks to itself. From outside such a packet is a martian (IPv4), or its answers never leave the pod (IPv6).
+    if same(&local, &remote) {
+        return PASS;
+    }
+    inbound(&ctx, netns_cookie, &local)
+}
+
+#[inline(always)]
+fn inbound(ctx: &SkLookupContext, netns_cookie: u64, local: &Addr) -> u32 {
+    // SAFETY: user space deletes a pod only after its look-up program is detached.
+    let Some(pod) = (unsafe { PODS.get(netns_cookie) }) else { return PASS };
+    let flags = pod.flags;
+    if flags & pod_flags::INBOUND == 0 {
+        return PASS;
+    }
+    let ip_version = addr::ip_version(local);
+    if agent::is_there(netns_cookie, direction::INBOUND, ip_version)
+        && LISTENERS
+            .redirect_sk_lookup(ctx, ListenerKey { netns_cookie, direction: direction::INBOUND, ip_version }, 0)
+            .is_ok()
+    {
+        // SAFETY: a field of the entry that `pod` hands over.
+        count::pod(netns_cookie, |stats| unsafe { &raw mut (*stats).inbound_captured });
+        return PASS;
+    }
+    if flags & pod_flags::FAIL_CLOSED != 0 {
+        // SAFETY: as above.
+        count::pod(netns_cookie, |stats| unsafe { &raw mut (*stats).inbound_refused });
+        return DROP;
+    }
+    // SAFETY: as above.
+    count::pod(netns_cookie, |stats| unsafe { &raw mut (*stats).inbound_direct });
+    PASS
+}
+
+/// Gives a redirected connection to the agent. If it is gone by now, nobody else can serve it.
+#[inline(always)]
+fn hand_over(ctx: &SkLookupContext, direction: u32, netns_cookie: u64, local: &Addr) -> u32 {
+    let key = ListenerKey { netns_cookie, direction, ip_version: addr::ip_version(local) };
+    if LISTENERS.redirect_sk_lookup(ctx, key, 0).is_err() {
+        count::event(counter::REDIRECT_LOST);
+        return DROP;
+    }
+    PASS
+}
+
+/// Whether both are the same. Word by word: a slice comparison becomes a call to `memcmp`, which there is none of.
+#[inline(always)]
+fn same(left: &Addr, right: &Addr) -> bool {
+    let (left, right) = (&left.words_be, &right.words_be);
+    left[0] == right[0] && left[1] == right[1] && left[2] == right[2] && left[3] == right[3]
+}
