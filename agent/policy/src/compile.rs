@@ -1,16 +1,42 @@
 //! From the model to plans.
+//!
+//! The unit of compilation is one Service: a change recompiles the Services that it touches and shares everything else with
+//! the snapshot before. A change of endpoints recompiles nothing: it swaps the content of a cell that plans name already.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use crate::{
-    ir::{IrDelta, MeshIr},
+    diagnostic::Diagnostic,
+    inbound::InboundPlan,
+    ir::{IrDelta, MeshIr, ServiceIr, WorkloadIr, WorkloadState},
+    names::{Generation, ServiceKey, WorkloadId},
+    plan::OutboundPlan,
     snapshot::Snapshot,
 };
+
+mod cells;
+mod pods;
+mod services;
+
+use cells::Cells;
+use pods::Pods;
 
 /// Keeps the model and the plans made from it; each change recompiles only what it touches.
 #[derive(Debug, Default)]
 pub struct Compiler {
     ir: MeshIr,
+    cells: Cells,
+    services: BTreeMap<ServiceKey, CompiledService>,
+    /// Who claims a Service address. The first by namespace and name has it, so that the order of arrival does not matter.
+    claims: BTreeMap<SocketAddr, BTreeSet<ServiceKey>>,
+    pods: Pods,
+    inbound: Arc<InboundPlan>,
+    reach: BTreeMap<CaptureAddr, Reach>,
+    snapshot: Arc<Snapshot>,
 }
 
 /// What a change led to.
@@ -40,6 +66,24 @@ pub enum Reach {
     Refuse,
 }
 
+/// The plans of one Service, and what was found while making them.
+#[derive(Debug)]
+struct CompiledService {
+    plans: Arc<[Arc<OutboundPlan>]>,
+    problems: Vec<Diagnostic>,
+}
+
+/// What one change touches, gathered while the indexes are brought up to date.
+#[derive(Default)]
+struct Touched {
+    services: BTreeSet<ServiceKey>,
+    /// Services whose plans are what they were, but may have gained or lost their last ready endpoint.
+    readiness: BTreeSet<ServiceKey>,
+    addresses: BTreeSet<SocketAddr>,
+    workloads: BTreeSet<WorkloadId>,
+    ips: BTreeSet<IpAddr>,
+}
+
 impl Compiler {
     /// The model as it stands.
     #[must_use]
@@ -47,8 +91,208 @@ impl Compiler {
         &self.ir
     }
 
+    /// The snapshot of the last change.
+    #[must_use]
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// How capture should treat every address that is known: what all [`Compiled::reach`] add up to.
+    pub fn reach(&self) -> impl Iterator<Item = (CaptureAddr, Reach)> + '_ {
+        self.reach.iter().map(|(address, reach)| (*address, *reach))
+    }
+
+    /// Everything that was found about any object, in a stable order: by lowering, by compilation, and between objects that claim
+    /// one address.
+    #[must_use]
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let lowered = [
+            self.ir.diagnostics.values().collect::<Vec<_>>(),
+            self.ir.workload_diagnostics.values().collect(),
+            self.ir.namespace_diagnostics.values().collect(),
+        ];
+        let mut all: BTreeSet<Diagnostic> =
+            lowered.into_iter().flatten().flat_map(|found| found.iter().cloned()).collect();
+        all.extend(self.services.values().flat_map(|service| service.problems.iter().cloned()));
+        all.extend(self.claims.iter().flat_map(|(address, claims)| services::address_conflicts(*address, claims)));
+        all.extend(self.pods.conflicts(&self.ir));
+        all.into_iter().collect()
+    }
+
     /// Takes a change in and compiles what it touches. Never fails: what cannot work becomes a plan that says so.
-    pub fn apply(&mut self, _delta: IrDelta) -> Compiled {
-        Compiled { snapshot: Arc::default(), reach: Vec::new() }
+    pub fn apply(&mut self, delta: IrDelta) -> Compiled {
+        let before = Before::of(&self.ir, &delta);
+        let changed = self.ir.apply(delta);
+        let mut touched = Touched::default();
+        self.take_endpoints(&changed, &mut touched);
+        self.take_services(&changed, &before, &mut touched);
+        self.take_workloads(&changed, &before, &mut touched);
+        let mut snapshot = Snapshot {
+            generation: Generation(self.snapshot.generation.0 + 1),
+            services: self.snapshot.services.clone(),
+            addresses: self.snapshot.addresses.clone(),
+            pods: self.snapshot.pods.clone(),
+            inbound: self.snapshot.inbound.clone(),
+        };
+        self.publish_services(&touched, &mut snapshot);
+        self.publish_pods(&touched, &mut snapshot);
+        let reach = self.refresh_reach(&touched, &snapshot);
+        self.snapshot = Arc::new(snapshot);
+        Compiled { snapshot: Arc::clone(&self.snapshot), reach }
+    }
+
+    fn take_endpoints(&mut self, changed: &IrDelta, touched: &mut Touched) {
+        for ((service, port), set) in &changed.endpoints {
+            let users = self.cells.store(service, *port, set.clone());
+            touched.readiness.extend(users);
+        }
+    }
+
+    fn take_services(&mut self, changed: &IrDelta, before: &Before, touched: &mut Touched) {
+        for (key, service) in &changed.services {
+            let old_ir = before.services.get(key).map(|service| &**service);
+            if let Some(old) = old_ir {
+                for address in services::addresses(old) {
+                    if let Some(claims) = self.claims.get_mut(&address) {
+                        claims.remove(key);
+                        if claims.is_empty() {
+                            self.claims.remove(&address);
+                        }
+                    }
+                    touched.addresses.insert(address);
+                }
+            }
+            let old = self.services.remove(key);
+            if let Some(service) = service {
+                let compiled = services::compile(service, old_ir, old.as_ref(), &mut self.cells);
+                self.cells.set_uses(key, services::cells(&compiled.plans));
+                for address in services::addresses(service) {
+                    self.claims.entry(address).or_default().insert(key.clone());
+                    touched.addresses.insert(address);
+                }
+                self.services.insert(key.clone(), compiled);
+            } else {
+                self.cells.set_uses(key, BTreeSet::new());
+            }
+            touched.services.insert(key.clone());
+            // A pod's plan names the protocol of the Services that it serves, and the plan itself of those without an address.
+            touched.workloads.extend(self.pods.serving(key));
+        }
+    }
+
+    fn take_workloads(&mut self, changed: &IrDelta, before: &Before, touched: &mut Touched) {
+        for (id, workload) in &changed.workloads {
+            if let Some(old) = before.workloads.get(id) {
+                self.pods.remove(old);
+                touched.ips.extend(pods::claimed_ips(old));
+            }
+            if let Some(workload) = workload {
+                self.pods.insert(workload);
+            }
+            touched.workloads.insert(id.clone());
+        }
+        for id in &touched.workloads {
+            if let Some(workload) = self.ir.workloads.get(id) {
+                touched.ips.extend(pods::claimed_ips(workload));
+            }
+        }
+    }
+
+    fn publish_services(&self, touched: &Touched, snapshot: &mut Snapshot) {
+        for key in &touched.services {
+            match self.services.get(key) {
+                Some(service) => snapshot.services.insert(key.clone(), Arc::clone(&service.plans)),
+                None => snapshot.services.remove(key),
+            };
+        }
+        for address in &touched.addresses {
+            match self.plan_of_address(*address) {
+                Some(plan) => snapshot.addresses.insert(*address, Arc::clone(plan)),
+                None => snapshot.addresses.remove(address),
+            };
+        }
+    }
+
+    fn publish_pods(&self, touched: &Touched, snapshot: &mut Snapshot) {
+        for ip in &touched.ips {
+            let Some(workload) = self.pods.owner(*ip, &self.ir) else {
+                snapshot.pods.remove(ip);
+                continue;
+            };
+            let plan = pods::plan(workload, *ip, |service| {
+                Some((self.ir.services.get(service)?, &*self.services.get(service)?.plans))
+            });
+            if !snapshot.pods.get(ip).is_some_and(|old| pods::same(old, &plan)) {
+                snapshot.pods.insert(*ip, Arc::new(plan));
+            }
+        }
+        for id in &touched.workloads {
+            match self.ir.workloads.get(id) {
+                Some(workload) if workload.state != WorkloadState::Ended => {
+                    snapshot.inbound.entry(id.clone()).or_insert_with(|| Arc::clone(&self.inbound));
+                }
+                _ => {
+                    snapshot.inbound.remove(id);
+                }
+            }
+        }
+    }
+
+    fn plan_of_address(&self, address: SocketAddr) -> Option<&Arc<OutboundPlan>> {
+        let service = self.services.get(self.claims.get(&address)?.first()?)?;
+        service.plans.iter().find(|plan| plan.port == address.port())
+    }
+
+    fn refresh_reach(&mut self, touched: &Touched, snapshot: &Snapshot) -> Vec<(CaptureAddr, Option<Reach>)> {
+        let mut wanted: BTreeMap<CaptureAddr, Option<Reach>> = BTreeMap::new();
+        let of_services = touched
+            .readiness
+            .iter()
+            .filter_map(|key| self.ir.services.get(key))
+            .flat_map(|service| services::addresses(service));
+        for address in touched.addresses.iter().copied().chain(of_services) {
+            let reach = snapshot
+                .addresses
+                .get(&address)
+                .map(|plan| if plan.has_ready() { Reach::Proxy } else { Reach::Refuse });
+            wanted.insert(CaptureAddr { ip: address.ip(), port: Some(address.port()) }, reach);
+        }
+        for ip in &touched.ips {
+            wanted.insert(CaptureAddr { ip: *ip, port: None }, snapshot.pods.get(ip).map(|_| Reach::Proxy));
+        }
+        wanted.retain(|address, reach| self.reach.get(address) != reach.as_ref());
+        for (address, reach) in &wanted {
+            match reach {
+                Some(reach) => self.reach.insert(*address, *reach),
+                None => self.reach.remove(address),
+            };
+        }
+        wanted.into_iter().collect()
     }
 }
+
+/// What a change replaces.
+struct Before {
+    services: BTreeMap<ServiceKey, Arc<ServiceIr>>,
+    workloads: BTreeMap<WorkloadId, Arc<WorkloadIr>>,
+}
+
+impl Before {
+    fn of(ir: &MeshIr, delta: &IrDelta) -> Self {
+        Self {
+            services: delta
+                .services
+                .keys()
+                .filter_map(|key| Some((key.clone(), ir.services.get(key)?.clone())))
+                .collect(),
+            workloads: delta
+                .workloads
+                .keys()
+                .filter_map(|id| Some((id.clone(), ir.workloads.get(id)?.clone())))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

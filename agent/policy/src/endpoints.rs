@@ -2,7 +2,7 @@
 //! comes or goes swaps one cell and recompiles nothing.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -32,6 +32,18 @@ pub struct EndpointSet {
     pub ready: Box<[Endpoint]>,
     /// Those that finish what they have: terminating, still serving. Never chosen for anything new.
     pub draining: Box<[Endpoint]>,
+}
+
+impl EndpointSet {
+    /// The ready endpoints of the address family of `like`; all of them if that family has none. A client's own address can be
+    /// kept only towards a server of the same family.
+    #[must_use]
+    pub fn ready_like(&self, like: IpAddr) -> &[Endpoint] {
+        // In the order of addresses IPv4 comes first.
+        let (v4, v6) = self.ready.split_at(self.ready.partition_point(|endpoint| endpoint.address.is_ipv4()));
+        let same = if like.is_ipv4() { v4 } else { v6 };
+        if same.is_empty() { &self.ready } else { same }
+    }
 }
 
 /// The place where the current [`EndpointSet`] of one Service port is found.
@@ -64,6 +76,11 @@ impl EndpointCell {
     /// Puts a new set in place; whoever loads next sees it.
     pub fn store(&self, set: EndpointSet) {
         self.set.store(Arc::new(set));
+    }
+
+    /// The same for a set that is shared already.
+    pub fn replace(&self, set: Arc<EndpointSet>) {
+        self.set.store(set);
     }
 
     /// Whether anything can take a new connection.

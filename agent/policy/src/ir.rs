@@ -1,11 +1,6 @@
 //! The model that every front end lowers to. Each item names the object that it came from.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
@@ -49,7 +44,7 @@ pub struct ServicePortIr {
 pub struct RouteIr {
     /// The object.
     pub origin: ObjectRef,
-    /// Any of these; empty matches everything and makes this the wildcard split.
+    /// Any of these must hold; an empty list matches nothing (its groups do not exist). `None` makes this the wildcard split.
     pub matches: Option<Vec<MatchIr>>,
     /// In the order of the object. Those that do not exist are already left out, with a diagnostic.
     pub backends: Vec<BackendIr>,
@@ -64,7 +59,7 @@ pub struct MatchIr {
     pub name: Arc<str>,
     /// Anchored at the start of the path, not at its end; `None` for any path.
     pub path_regex: Option<Arc<str>>,
-    /// Upper-case methods; empty for any.
+    /// Upper-case methods; empty, or with `*` among them, for any.
     pub methods: Vec<Arc<str>>,
     /// Lower-case header name and a regex that is searched in any of its values; all must hold.
     pub headers: Vec<(Arc<str>, Arc<str>)>,
@@ -100,6 +95,8 @@ pub struct WorkloadIr {
     pub ips: Vec<IpAddr>,
     /// Shares the node's network namespace.
     pub host_network: bool,
+    /// Whether it can be what its addresses stand for.
+    pub state: WorkloadState,
     /// Its namespace is labelled for the mesh, and it has not ended.
     pub meshed: bool,
     /// What happens to its connections while the agent is gone.
@@ -110,6 +107,19 @@ pub struct WorkloadIr {
     pub cgroup: Option<PathBuf>,
     /// Service ports whose endpoints include this pod: (Service, Service port, target port).
     pub serves: Vec<(ServiceKey, u16, u16)>,
+}
+
+/// How alive a pod is. If several pods claim one address, the greatest wins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkloadState {
+    /// Phase Succeeded or Failed: its addresses may belong to another pod already.
+    Ended,
+    /// Starting, failing its readiness probe, or terminating.
+    #[default]
+    NotReady,
+    /// Takes traffic.
+    Ready,
 }
 
 /// What happens to a pod's connections while the agent is gone: label `weft.dev/fail-mode`.
@@ -134,6 +144,10 @@ pub struct MeshIr {
     pub workloads: BTreeMap<WorkloadId, Arc<WorkloadIr>>,
     /// Findings by the object whose lowering made them; objects without findings are absent.
     pub diagnostics: BTreeMap<ServiceKey, Arc<[Diagnostic]>>,
+    /// The same for pods.
+    pub workload_diagnostics: BTreeMap<WorkloadId, Arc<[Diagnostic]>>,
+    /// The same for namespaces.
+    pub namespace_diagnostics: BTreeMap<Arc<str>, Arc<[Diagnostic]>>,
 }
 
 /// What changed: new values, or `None` for what is gone.
@@ -147,4 +161,69 @@ pub struct IrDelta {
     pub workloads: BTreeMap<WorkloadId, Option<Arc<WorkloadIr>>>,
     /// By lowering unit.
     pub diagnostics: BTreeMap<ServiceKey, Option<Arc<[Diagnostic]>>>,
+    /// By pod UID.
+    pub workload_diagnostics: BTreeMap<WorkloadId, Option<Arc<[Diagnostic]>>>,
+    /// By namespace.
+    pub namespace_diagnostics: BTreeMap<Arc<str>, Option<Arc<[Diagnostic]>>>,
+}
+
+impl IrDelta {
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+            && self.endpoints.is_empty()
+            && self.workloads.is_empty()
+            && self.diagnostics.is_empty()
+            && self.workload_diagnostics.is_empty()
+            && self.namespace_diagnostics.is_empty()
+    }
+}
+
+impl MeshIr {
+    /// Takes a change in. What the delta repeats unchanged is left out of the answer, which holds what really changed.
+    pub fn apply(&mut self, delta: IrDelta) -> IrDelta {
+        IrDelta {
+            services: merge(&mut self.services, delta.services),
+            endpoints: merge(&mut self.endpoints, delta.endpoints),
+            workloads: merge(&mut self.workloads, delta.workloads),
+            diagnostics: merge(&mut self.diagnostics, delta.diagnostics),
+            workload_diagnostics: merge(&mut self.workload_diagnostics, delta.workload_diagnostics),
+            namespace_diagnostics: merge(&mut self.namespace_diagnostics, delta.namespace_diagnostics),
+        }
+    }
+}
+
+fn merge<K: Ord + Clone, V: PartialEq + Clone>(
+    into: &mut BTreeMap<K, V>,
+    mut delta: BTreeMap<K, Option<V>>,
+) -> BTreeMap<K, Option<V>> {
+    delta.retain(|key, value| into.get(key) != value.as_ref());
+    for (key, value) in &delta {
+        match value {
+            Some(value) => into.insert(key.clone(), value.clone()),
+            None => into.remove(key),
+        };
+    }
+    delta
+}
+
+impl fmt::Display for MatchIr {
+    /// The condition as a person would write it: `path ~ "/api" and method GET,HEAD and header cookie ~ "tester"`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        if let Some(pattern) = &self.path_regex {
+            write!(f, "path ~ \"{pattern}\"")?;
+            separator = " and ";
+        }
+        if !self.methods.is_empty() {
+            write!(f, "{separator}method {}", self.methods.join(","))?;
+            separator = " and ";
+        }
+        for (name, pattern) in &self.headers {
+            write!(f, "{separator}header {name} ~ \"{pattern}\"")?;
+            separator = " and ";
+        }
+        if separator.is_empty() { f.write_str("any request") } else { Ok(()) }
+    }
 }

@@ -9,6 +9,8 @@ pub mod ir;
 pub mod limits;
 pub mod matcher;
 pub mod names;
+pub mod pattern;
 pub mod plan;
 pub mod snapshot;
 pub mod split;
+pub mod view;

@@ -2,10 +2,23 @@
 
 /// Longest regular expression that is accepted, in bytes of pattern (RE2-style engines are linear; the automaton is not small).
 pub const REGEX_PATTERN_BYTES_MAX: usize = 1024;
-/// Largest automaton that one pattern may compile to, in bytes.
+/// Largest automaton (Thompson NFA) that one pattern may compile to, in bytes.
 pub const REGEX_AUTOMATON_BYTES_MAX: usize = 1 << 20;
+/// Largest sum of the automata of one route table, in bytes; matches whose patterns come after it is used up match nothing.
+pub const TABLE_AUTOMATA_BYTES_MAX: usize = 16 << 20;
 /// Largest dense automaton for all the anchored paths of one route table, in bytes; above it patterns are tried one by one.
 pub const PATH_DFA_BYTES_MAX: usize = 1 << 20;
+/// Most different path patterns in that automaton; the set of those that hold lives on the stack, one bit each.
+pub const PATH_DFA_PATTERNS_MAX: usize = 1024;
+/// Largest dense automaton for one pattern by itself, in bytes; above it the pattern keeps a lazily built one.
+pub const PATTERN_DFA_BYTES_MAX: usize = 64 << 10;
+/// Largest sum of the dense automata that are tried for single patterns of one route table, in bytes. It bounds the time to
+/// compile a table: building takes about 70 ms a MiB, whether it succeeds or gives up.
+pub const TABLE_DFA_BYTES_MAX: usize = 1 << 20;
+/// Largest lazily built automaton of one pattern and cache, in bytes; it starts over when full.
+pub const LAZY_DFA_BYTES_MAX: usize = 256 << 10;
+/// Caches of one lazily built automaton: more than there are proxy workers by default (4), so that none waits or allocates.
+pub const LAZY_DFA_CACHES: usize = 8;
 /// Most backends of one split.
 pub const SPLIT_BACKENDS_MAX: usize = 128;
 /// Most splits with matches on one root Service.

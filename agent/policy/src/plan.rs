@@ -68,11 +68,7 @@ impl OutboundPlan {
     /// Whether any of its splits has a backend that can take a connection now.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.matched
-            .iter()
-            .chain([&self.otherwise])
-            .flat_map(|split| split.backends.iter())
-            .any(|backend| backend.weight > 0 && backend.endpoints.has_ready())
+        self.matched.iter().chain([&self.otherwise]).any(|split| split.has_ready())
     }
 }
 
@@ -111,9 +107,15 @@ impl PodPlan {
     /// `name.namespace.svc` or a longer cluster domain; a pod's own hostname in front (`web-0.name...`) means that pod, not the Service.
     #[must_use]
     pub fn headless(&self, port: u16, host: &str) -> Option<&Arc<OutboundPlan>> {
-        let host = host.rsplit_once(':').map_or(host, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host });
+        let host = host
+            .rsplit_once(':')
+            .map_or(host, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host });
         let host = host.strip_suffix('.').unwrap_or(host);
-        self.ports.iter().filter(|p| p.target_port == port).filter_map(|p| p.headless.as_ref()).find(|plan| names_service(host, &plan.service))
+        self.ports
+            .iter()
+            .filter(|p| p.target_port == port)
+            .filter_map(|p| p.headless.as_ref())
+            .find(|plan| names_service(host, &plan.service))
     }
 }
 
@@ -124,7 +126,10 @@ fn names_service(host: &str, service: &ServiceKey) -> bool {
     }
     match labels.next() {
         None => true,
-        Some(namespace) => namespace.eq_ignore_ascii_case(&service.namespace) && labels.next().is_none_or(|label| label.eq_ignore_ascii_case("svc")),
+        Some(namespace) => {
+            namespace.eq_ignore_ascii_case(&service.namespace)
+                && labels.next().is_none_or(|label| label.eq_ignore_ascii_case("svc"))
+        }
     }
 }
 

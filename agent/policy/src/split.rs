@@ -5,7 +5,11 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use crate::{endpoints::EndpointCell, names::{ObjectRef, ServiceKey}};
+use crate::{
+    endpoints::EndpointCell,
+    limits,
+    names::{ObjectRef, ServiceKey},
+};
 
 /// A Service port that may be chosen.
 #[derive(Clone, Debug)]
@@ -14,7 +18,7 @@ pub struct Backend {
     pub service: ServiceKey,
     /// The Service's port (not the target port).
     pub port: u16,
-    /// Relative to the other backends of the split. Zero is never chosen.
+    /// Relative to the other backends of the split. Zero is never chosen; more than [`limits::WEIGHT_MAX`] counts as that.
     pub weight: u64,
     /// Its endpoints.
     pub endpoints: Arc<EndpointCell>,
@@ -44,7 +48,25 @@ pub enum NoBackend {
 /// One worker's progress through one split: keeps the share of each backend right over any few hundred choices.
 #[derive(Debug, Default)]
 pub struct SplitState {
-    current: Vec<i64>,
+    /// By how much each backend is owed (positive) or ahead (negative), in units of weight.
+    credit: Vec<i64>,
+    skipped: usize,
+}
+
+impl SplitState {
+    /// How many backends with a weight the last pick passed over because none of their endpoints was ready: above zero, the
+    /// shares were those of the other backends only.
+    #[must_use]
+    pub fn skipped(&self) -> usize {
+        self.skipped
+    }
+}
+
+impl Backend {
+    /// The weight as the choice counts it: bounded, so that no sum over the backends of a split can overflow.
+    fn counted_weight(&self) -> i64 {
+        self.weight.min(limits::WEIGHT_MAX).cast_signed()
+    }
 }
 
 impl Split {
@@ -61,34 +83,51 @@ impl Split {
         self.id
     }
 
+    /// Whether any backend can take a connection now.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        self.backends.iter().any(|backend| backend.weight > 0 && backend.endpoints.has_ready())
+    }
+
     /// The next backend, by smooth weighted round robin (nginx, `ngx_http_upstream_round_robin`) among those that have a ready endpoint.
+    /// What is skipped for want of ready endpoints is told by [`SplitState::skipped`] of the same state afterwards.
     ///
     /// Allocates only the first time that a state is used with a split.
     ///
     /// # Errors
     /// When no backend has both a weight and a ready endpoint.
     pub fn pick(&self, state: &mut SplitState) -> Result<&Backend, NoBackend> {
-        if state.current.len() != self.backends.len() {
-            state.current = vec![0; self.backends.len()];
+        if state.credit.len() != self.backends.len() {
+            state.credit = vec![0; self.backends.len()];
         }
-        let (mut best, mut total, mut weighted) = (None::<usize>, 0i64, false);
+        let (mut best, mut ready_weight, mut total_weight) = (None::<usize>, 0i64, 0i64);
+        state.skipped = 0;
         for (index, backend) in self.backends.iter().enumerate() {
-            if backend.weight == 0 {
+            let weight = backend.counted_weight();
+            if weight == 0 {
                 continue;
             }
-            weighted = true;
+            total_weight = total_weight.saturating_add(weight);
             if !backend.endpoints.has_ready() {
+                // Its credit waits with it: a backend that flaps gets its share of the turns at which it was ready.
+                state.skipped += 1;
                 continue;
             }
-            let weight = i64::try_from(backend.weight).unwrap_or(i64::MAX >> 16);
-            total += weight;
-            state.current[index] += weight;
-            if best.is_none_or(|best| state.current[index] > state.current[best]) {
+            ready_weight = ready_weight.saturating_add(weight);
+            state.credit[index] = state.credit[index].saturating_add(weight);
+            if best.is_none_or(|best| state.credit[index] > state.credit[best]) {
                 best = Some(index);
             }
         }
-        let best = best.ok_or(if weighted { NoBackend::NoEndpoints } else { NoBackend::SplitZero })?;
-        state.current[best] -= total;
+        let Some(best) = best else {
+            return Err(if total_weight > 0 { NoBackend::NoEndpoints } else { NoBackend::SplitZero });
+        };
+        // While the same backends stay ready no credit leaves this range. The bound limits the burst or the pause that changes
+        // of readiness can add up to, to one round.
+        state.credit[best] = state.credit[best].saturating_sub(ready_weight).clamp(-total_weight, total_weight);
         Ok(&self.backends[best])
     }
 }
+
+#[cfg(test)]
+mod tests;

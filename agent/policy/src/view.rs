@@ -1,0 +1,213 @@
+//! What people are shown of plans: rules in order of precedence, shares, readiness; and the canonical form of a snapshot, in
+//! which two snapshots are equal if they do the same, whenever and in whatever order they came about.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use serde::Serialize;
+
+use crate::{
+    names::{ObjectRef, ServiceKey, WorkloadId},
+    plan::{AppProtocol, Balance, OutboundPlan, PodPlan},
+    snapshot::Snapshot,
+    split::{Backend, Split},
+};
+
+/// One rule of a plan: which requests it takes, and where they go.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanRule<'a> {
+    plan: &'a OutboundPlan,
+    /// Index in the matcher; `None` for what no rule takes.
+    index: Option<usize>,
+    /// Where its requests go.
+    pub split: &'a Arc<Split>,
+}
+
+impl OutboundPlan {
+    /// The rules in order of precedence; the last one takes everything that no other does.
+    pub fn rules(&self) -> impl Iterator<Item = PlanRule<'_>> {
+        let matched =
+            self.matched.iter().enumerate().map(|(index, split)| PlanRule { plan: self, index: Some(index), split });
+        matched.chain([PlanRule { plan: self, index: None, split: &self.otherwise }])
+    }
+}
+
+impl<'a> PlanRule<'a> {
+    /// The object that the rule comes from: a TrafficSplit, or the Service itself.
+    #[must_use]
+    pub fn origin(&self) -> &'a ObjectRef {
+        &self.split.origin
+    }
+
+    /// Its conditions, any of which is enough; `None` for the rule that takes everything else.
+    #[must_use]
+    pub fn matches(&self) -> Option<&'a [String]> {
+        self.index.map(|index| self.plan.matcher.text(index))
+    }
+
+    /// Its conditions on one line.
+    #[must_use]
+    pub fn match_text(&self) -> String {
+        match self.matches() {
+            None => "everything else".to_owned(),
+            Some([]) => "nothing".to_owned(),
+            Some(matches) => matches.join(" or "),
+        }
+    }
+
+    /// Which engines search its patterns.
+    #[must_use]
+    pub fn engine(&self) -> String {
+        self.index.map_or_else(|| "no pattern".to_owned(), |index| self.plan.matcher.engine(index))
+    }
+}
+
+impl Split {
+    /// The backends with the share of each in percent, as the weights say.
+    pub fn shares(&self) -> impl Iterator<Item = (&Backend, f64)> {
+        let total: f64 = self.backends.iter().map(|backend| backend.weight as f64).sum();
+        self.backends.iter().map(move |backend| {
+            let share = if total > 0.0 { 100.0 * backend.weight as f64 / total } else { 0.0 };
+            (backend, share)
+        })
+    }
+}
+
+/// A snapshot without what tells equal ones apart: generations and ids.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SnapshotView {
+    /// By `namespace/name`, each port in ascending order.
+    pub services: BTreeMap<String, Vec<PlanView>>,
+    /// Which Service has an address and port.
+    pub addresses: BTreeMap<SocketAddr, String>,
+    /// Which pod has an address.
+    pub pods: BTreeMap<IpAddr, PodView>,
+    /// The workloads that have an inbound plan.
+    pub inbound: BTreeSet<WorkloadId>,
+}
+
+/// The plan of one Service port.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlanView {
+    /// The Service.
+    pub service: ServiceKey,
+    /// Its port.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: AppProtocol,
+    /// How endpoints are chosen.
+    pub balance: Balance,
+    /// Rules in order of precedence.
+    pub rules: Vec<RuleView>,
+}
+
+/// One rule of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RuleView {
+    /// The object that it comes from.
+    pub origin: ObjectRef,
+    /// Conditions, any of which is enough; `null` for the rule that takes everything else.
+    pub matches: Option<Vec<String>>,
+    /// The engines of its patterns.
+    pub engine: String,
+    /// Where its requests go.
+    pub backends: Vec<BackendView>,
+}
+
+/// One backend of a rule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackendView {
+    /// The Service.
+    pub service: ServiceKey,
+    /// Its port.
+    pub port: u16,
+    /// Its weight.
+    pub weight: u64,
+    /// Its share in percent, as the weights say.
+    pub share_percent: f64,
+    /// Endpoints that take new requests.
+    pub ready: Vec<SocketAddr>,
+    /// Endpoints that finish what they have.
+    pub draining: Vec<SocketAddr>,
+}
+
+/// The plan of one pod address.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PodView {
+    /// The pod.
+    pub workload: WorkloadId,
+    /// Its node.
+    pub node: Option<Arc<str>>,
+    /// Target port, what it speaks, and the headless Service if there is one.
+    pub ports: Vec<(u16, AppProtocol, Option<String>)>,
+}
+
+impl Snapshot {
+    /// The canonical form.
+    #[must_use]
+    pub fn describe(&self) -> SnapshotView {
+        SnapshotView {
+            services: self
+                .services
+                .iter()
+                .map(|(key, plans)| (key.to_string(), plans.iter().map(|plan| plan.describe()).collect()))
+                .collect(),
+            addresses: self
+                .addresses
+                .iter()
+                .map(|(address, plan)| (*address, format!("{}:{}", plan.service, plan.port)))
+                .collect(),
+            pods: self.pods.iter().map(|(ip, plan)| (*ip, plan.describe())).collect(),
+            inbound: self.inbound.keys().cloned().collect(),
+        }
+    }
+}
+
+impl OutboundPlan {
+    /// The canonical form.
+    #[must_use]
+    pub fn describe(&self) -> PlanView {
+        let rules = self.rules().map(|rule| RuleView {
+            origin: rule.origin().clone(),
+            matches: rule.matches().map(<[String]>::to_vec),
+            engine: rule.engine(),
+            backends: rule.split.shares().map(|(backend, share)| BackendView::new(backend, share)).collect(),
+        });
+        PlanView {
+            service: self.service.clone(),
+            port: self.port,
+            protocol: self.protocol,
+            balance: self.balance,
+            rules: rules.collect(),
+        }
+    }
+}
+
+impl BackendView {
+    fn new(backend: &Backend, share_percent: f64) -> Self {
+        let set = backend.endpoints.load();
+        Self {
+            service: backend.service.clone(),
+            port: backend.port,
+            weight: backend.weight,
+            share_percent,
+            ready: set.ready.iter().map(|endpoint| endpoint.address).collect(),
+            draining: set.draining.iter().map(|endpoint| endpoint.address).collect(),
+        }
+    }
+}
+
+impl PodPlan {
+    /// The canonical form.
+    #[must_use]
+    pub fn describe(&self) -> PodView {
+        let ports = self.ports.iter().map(|port| {
+            let headless = port.headless.as_ref().map(|plan| format!("{}:{}", plan.service, plan.port));
+            (port.target_port, port.protocol, headless)
+        });
+        PodView { workload: self.workload.clone(), node: self.node.clone(), ports: ports.collect() }
+    }
+}
