@@ -1,0 +1,140 @@
+//! What `weft status -o json` says, as far as tests look at it. Unknown fields are ignored, so that the agent may say more.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The status of an agent.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// Node.
+    pub node: String,
+    /// Process id.
+    pub pid: u32,
+    /// Version of the agent.
+    pub version: String,
+    /// Generation of the policy in force.
+    pub generation: u64,
+    /// Whether manifests are applied and pods captured.
+    pub ready: bool,
+    /// This node's pods.
+    pub pods: Vec<PodStatus>,
+    /// What is wrong with objects.
+    #[serde(default)]
+    pub diagnostics: Vec<Diagnostic>,
+    /// What is wrong with files.
+    #[serde(default)]
+    pub files: Vec<FileError>,
+    /// The state of the hooks.
+    #[serde(default)]
+    pub capture: Value,
+}
+
+/// One pod.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PodStatus {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Whether it is captured.
+    pub captured: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// `open` or `closed`.
+    pub fail_mode: String,
+    /// Connections that were there before.
+    #[serde(default)]
+    pub connections_before_capture: u64,
+    /// What happened at its hooks.
+    #[serde(default)]
+    pub stats: PodStats,
+}
+
+/// What happened at one pod's hooks, in connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodStats {
+    /// Redirected to the agent.
+    pub outbound_captured: u64,
+    /// Went direct, with the agent gone.
+    pub outbound_direct: u64,
+    /// Refused, with the agent gone.
+    pub outbound_refused: u64,
+    /// Refused by policy.
+    pub outbound_denied: u64,
+    /// Handed to the agent.
+    pub inbound_captured: u64,
+    /// Reached the application, with the agent gone.
+    pub inbound_direct: u64,
+    /// Reset, with the agent gone.
+    pub inbound_refused: u64,
+    /// From the node itself.
+    pub inbound_node: u64,
+}
+
+/// An object and what is wrong with it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Diagnostic {
+    /// The object.
+    pub object: ObjectRef,
+    /// `error` or `warning`.
+    pub severity: String,
+    /// Stable word.
+    pub code: String,
+    /// The field.
+    #[serde(default)]
+    pub field: Option<String>,
+    /// For people.
+    pub message: String,
+}
+
+/// Names an object.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ObjectRef {
+    /// Kind.
+    pub kind: String,
+    /// Namespace, empty for objects without.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+}
+
+/// A file and what is wrong with it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FileError {
+    /// Path.
+    pub file: String,
+    /// Which document of the file, from 1.
+    #[serde(default)]
+    pub document: Option<u64>,
+    /// Line.
+    #[serde(default)]
+    pub line: Option<u64>,
+    /// Field.
+    #[serde(default)]
+    pub field: Option<String>,
+    /// For people.
+    pub message: String,
+}
+
+impl Status {
+    /// A pod by namespace and name.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&PodStatus> {
+        self.pods.iter().find(|pod| pod.namespace == namespace && pod.name == name)
+    }
+
+    /// All that is said about an object.
+    pub fn about<'a>(&'a self, kind: &'a str, name: &'a str) -> impl Iterator<Item = &'a Diagnostic> {
+        self.diagnostics.iter().filter(move |diagnostic| diagnostic.object.kind == kind && diagnostic.object.name == name)
+    }
+
+    /// How many pods are captured.
+    #[must_use]
+    pub fn captured_pods(&self) -> usize {
+        self.pods.iter().filter(|pod| pod.captured).count()
+    }
+}

@@ -1,0 +1,190 @@
+//! `cargo xtask setup`: installs what building and testing weft need, says what and why, and is silent when all is there.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// How much is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// To build and to test.
+    BuildAndTest,
+    /// Also the tools of `lint`.
+    Lint,
+}
+
+/// A program that is needed, the Debian package that holds it, and what for.
+const TOOLS: [(&str, &str, &str); 8] = [
+    ("ip", "iproute2", "makes the network namespaces that stand for pods"),
+    ("nft", "nftables", "stands in for kube-proxy and for NetworkPolicy in the demo and the tests"),
+    ("curl", "curl", "is the unmodified client of the demo"),
+    ("bpftool", "bpftool", "shows the tests what is loaded in the kernel, and what is left after a cleanup"),
+    ("nsenter", "util-linux", "starts processes inside a pod's namespace"),
+    ("sysctl", "procps", "reads and sets kernel parameters of a namespace"),
+    ("cc", "gcc", "links Rust programs"),
+    ("setcap", "libcap2-bin", "gives a test pod single capabilities"),
+];
+
+/// The toolchain that builds BPF: Debian's own rustc (with its own LLVM and core sources), under this rustup name.
+pub(crate) const BPF_TOOLCHAIN: &str = "bpf-deb";
+const BPF_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+/// bpf-linker must speak the bitcode of the rustc above, so both use this LLVM.
+const LLVM_MAJOR: &str = "22";
+const BPF_LINKER_VERSION: &str = "0.13.0";
+/// Exact, so that a new release cannot change what is accepted.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Installs what is missing.
+pub(crate) fn run(scope: Scope) -> Result<()> {
+    apt_tools()?;
+    bpf_toolchain()?;
+    if scope == Scope::Lint {
+        cargo_deny()?;
+    }
+    if sh::is_root() {
+        mount_bpffs()?;
+    }
+    Ok(())
+}
+
+/// Where bpf-linker and the link to LLVM live: outside of the repository, because they outlive a clone.
+pub(crate) fn bpf_prefix() -> Result<PathBuf> {
+    let home = std::env::var_os("HOME").context("HOME is not set")?;
+    Ok(Path::new(&home).join(".local/share/bpf-toolchain"))
+}
+
+fn apt_tools() -> Result<()> {
+    let missing: Vec<_> = TOOLS.iter().filter(|(program, ..)| !sh::has(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (program, package, why) in &missing {
+        say(&format!("{package}: `{program}` {why}"));
+    }
+    let packages: Vec<&str> = missing.iter().map(|(_, package, _)| *package).collect();
+    apt_install(&packages)
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    if !sh::is_root() {
+        bail!("not root, so cannot install; run this once: sudo apt-get install {}", packages.join(" "));
+    }
+    if !sh::has("apt-get") {
+        bail!("there is no apt-get here; install these with your own package manager: {}", packages.join(" "));
+    }
+    let apt = |args: &[&str]| -> Result<()> {
+        let mut command = sh::command("apt-get", args);
+        sh::output(command.env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
+    };
+    timed("apt-get update", || apt(&["update", "-qq"]))?;
+    timed("apt-get install", || {
+        apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages].concat())
+            .with_context(|| format!("cannot install {}", packages.join(" ")))
+    })
+}
+
+fn bpf_toolchain() -> Result<()> {
+    let rustc = Path::new("/usr/bin/rustc");
+    let rustc_fits = || {
+        Path::new("/usr/lib/rustlib/src/rust/library/core").exists()
+            && sh::output(Command::new(rustc).arg("-vV"))
+                .is_ok_and(|version| version.contains(&format!("LLVM version: {LLVM_MAJOR}")))
+    };
+    if !rustc_fits() {
+        say(&format!("{}: a rustc with the sources of `core`, which builds for the BPF target", BPF_PACKAGES.join(", ")));
+        apt_install(&BPF_PACKAGES)?;
+        if !rustc_fits() {
+            bail!("{} is not a rustc with LLVM {LLVM_MAJOR} and the sources of core", rustc.display());
+        }
+    }
+
+    let prefix = bpf_prefix()?;
+    let linker = prefix.join("bin/bpf-linker");
+    if !linker.exists() {
+        say(&format!("bpf-linker {BPF_LINKER_VERSION}: links BPF programs; built once, about two minutes"));
+        link_llvm(rustc, &prefix)?;
+        timed("cargo install bpf-linker", || {
+            sh::run(
+                sh::cargo()
+                    .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked", "--quiet"])
+                    .args(["--no-default-features", "--features", &format!("llvm-{LLVM_MAJOR}"), "--root"])
+                    .arg(&prefix)
+                    .env("LLVM_PREFIX", prefix.join("llvm"))
+                    .env("CARGO_TARGET_DIR", prefix.join("build"))
+                    .env_remove("RUSTFLAGS"),
+            )
+        })?;
+        fs::remove_dir_all(prefix.join("build")).ok();
+    }
+
+    let toolchains = sh::output(Command::new("rustup").args(["toolchain", "list"])).context("rustup is needed")?;
+    if !toolchains.lines().any(|line| line.split_whitespace().next() == Some(BPF_TOOLCHAIN)) {
+        say(&format!("rustup toolchain {BPF_TOOLCHAIN}: a name for /usr/bin/rustc"));
+        sh::run(Command::new("rustup").args(["toolchain", "link", BPF_TOOLCHAIN, "/usr"]))?;
+    }
+    Ok(())
+}
+
+/// bpf-linker is built against the very LLVM that rustc loads.
+fn link_llvm(rustc: &Path, prefix: &Path) -> Result<()> {
+    let libraries = sh::output(Command::new("ldd").arg(rustc))?;
+    let llvm = libraries
+        .lines()
+        .filter(|line| line.contains("libLLVM"))
+        .find_map(|line| line.split_whitespace().nth(2))
+        .with_context(|| format!("{} does not load libLLVM", rustc.display()))?;
+    let lib = prefix.join("llvm/lib");
+    fs::create_dir_all(&lib).with_context(|| format!("cannot create {}", lib.display()))?;
+    let link = lib.join("libLLVM.so");
+    fs::remove_file(&link).ok();
+    std::os::unix::fs::symlink(fs::canonicalize(llvm)?, &link)
+        .with_context(|| format!("cannot create {}", link.display()))
+}
+
+fn cargo_deny() -> Result<()> {
+    let present = sh::output(sh::cargo().args(["deny", "--version"]));
+    if present.is_ok_and(|version| version.trim().ends_with(CARGO_DENY_VERSION)) {
+        return Ok(());
+    }
+    say(&format!("cargo-deny {CARGO_DENY_VERSION}: checks licences, bans and advisories; built once, some minutes"));
+    timed("cargo install cargo-deny", || {
+        sh::run(
+            sh::cargo()
+                .args(["install", "cargo-deny", "--version", CARGO_DENY_VERSION, "--locked", "--quiet"])
+                .env_remove("CARGO_TARGET_DIR"),
+        )
+    })
+}
+
+/// Pins live in bpffs; systemd mounts it, minimal machines do not.
+fn mount_bpffs() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let mounted = mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(BPFFS) && fields.next() == Some("bpf")
+    });
+    if !mounted {
+        say(&format!("mounting bpffs at {BPFFS}: the agent pins its programs there, so that they outlive it"));
+        sh::run(&mut sh::command("mount", &["-t", "bpf", "bpf", BPFFS]))?;
+    }
+    Ok(())
+}
+
+fn say(what: &str) {
+    println!("setup: {what}");
+}
+
+fn timed(what: &str, action: impl FnOnce() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    action()?;
+    println!("setup: {what} took {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
