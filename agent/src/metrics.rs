@@ -86,7 +86,7 @@ impl Scrape {
         for severity in ["warning", "error"] {
             self.findings.with_label_values(&[severity]).set(0);
         }
-        for finding in shared.compiler().ir().diagnostics.values().flat_map(|list| list.iter()) {
+        for finding in shared.compiler().diagnostics() {
             self.findings.with_label_values(&[crate::admin::view::severity(finding.severity)]).inc();
         }
         let stats = shared.capture().stats();

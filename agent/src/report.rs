@@ -2,6 +2,7 @@
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     admin::api::{Service, ServiceRoutes, Status},
@@ -132,41 +133,51 @@ pub fn routes(services: &[ServiceRoutes]) -> String {
                 .iter()
                 .map(|b| format!("{}:{} weight {} now {:.1}% ready {}", b.service, b.port, b.weight, b.share_percent, b.ready))
                 .collect();
-            let matches = if route.matches.is_empty() { "everything else".to_owned() } else { route.matches.join("\nor ") };
+            let matches = match &route.matches {
+                None => "everything else".to_owned(),
+                Some(matches) if matches.is_empty() => "nothing".to_owned(),
+                Some(matches) => matches.join("\nor "),
+            };
             table.add_row([
                 format!("{}/{}", service.namespace, service.service),
                 format!("{} {}", service.port, service.protocol),
                 format!("{} {}", route.origin.kind, route.origin.name),
                 matches,
                 if backends.is_empty() { "none: answers 503".to_owned() } else { backends.join("\n") },
-                if route.matches.is_empty() { String::new() } else { service.engine.clone() },
+                if route.matches.is_none() { String::new() } else { route.engine.clone() },
             ]);
         }
     }
     table.to_string()
 }
 
+/// Columns of `weft flows`, with the fields behind them.
+const FLOW_COLUMNS: [(&str, &str); 10] = [
+    ("DIRECTION", "direction"),
+    ("SOURCE", "source"),
+    ("DESTINATION", "destination"),
+    ("BACKEND", "backend"),
+    ("ENDPOINT", "endpoint"),
+    ("PROTOCOL", "protocol"),
+    ("AGE MS", "age_ms"),
+    ("REQUESTS", "requests"),
+    ("SENT", "bytes_sent"),
+    ("RECEIVED", "bytes_received"),
+];
+
 /// `weft flows`.
 #[must_use]
-pub fn flows(flows: &[weft_proxy::flows::FlowRow]) -> String {
-    let mut table = table(&["DIRECTION", "SOURCE", "DESTINATION", "BACKEND", "ENDPOINT", "PROTOCOL", "AGE", "REQUESTS", "SENT", "RECEIVED"]);
+pub fn flows(flows: &[Value]) -> String {
+    let mut table = table(&FLOW_COLUMNS.map(|(title, _)| title));
     for flow in flows {
-        table.add_row(flow_cells(flow));
+        let cell = |name: &str| match flow.get(name) {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Null) | None => "-".to_owned(),
+            Some(other) => other.to_string(),
+        };
+        table.add_row(FLOW_COLUMNS.map(|(_, field)| cell(field)));
     }
     table.to_string()
-}
-
-fn flow_cells(flow: &weft_proxy::flows::FlowRow) -> Vec<String> {
-    let value = serde_json::to_value(flow).unwrap_or_default();
-    let cell = |name: &str| match value.get(name) {
-        Some(serde_json::Value::String(text)) => text.clone(),
-        Some(serde_json::Value::Null) | None => "-".to_owned(),
-        Some(other) => other.to_string(),
-    };
-    ["direction", "source", "destination", "backend", "endpoint", "protocol", "age_ms", "requests", "bytes_sent", "bytes_received"]
-        .iter()
-        .map(|name| cell(name))
-        .collect()
 }
 
 /// What `weft-agent cleanup` did.

@@ -157,8 +157,6 @@ pub struct ServiceRoutes {
     pub port: u16,
     /// What it speaks.
     pub protocol: String,
-    /// How matches are evaluated.
-    pub engine: String,
     /// The routes.
     pub routes: Vec<Route>,
 }
@@ -168,8 +166,10 @@ pub struct ServiceRoutes {
 pub struct Route {
     /// The object that it came from.
     pub origin: Object,
-    /// Any of these; empty for everything that is left.
-    pub matches: Vec<String>,
+    /// Any of these, an empty list being none at all; `null` for everything that is left.
+    pub matches: Option<Vec<String>>,
+    /// How its matches are evaluated.
+    pub engine: String,
     /// Where its traffic goes.
     pub backends: Vec<Backend>,
 }

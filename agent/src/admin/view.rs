@@ -8,7 +8,7 @@ use weft_policy::{
     ir::FailMode,
     names::ObjectRef,
     plan::{AppProtocol, Balance, OutboundPlan},
-    split::Split,
+    view::PlanRule,
 };
 
 use super::api;
@@ -44,7 +44,7 @@ pub fn status(shared: &Shared) -> api::Status {
             }
         })
         .collect();
-    let diagnostics = shared.compiler().ir().diagnostics.values().flat_map(|list| list.iter()).map(finding).collect();
+    let diagnostics = shared.compiler().diagnostics().iter().map(finding).collect();
     api::Status {
         node: shared.node.clone(),
         pid: std::process::id(),
@@ -156,27 +156,27 @@ pub fn routes(shared: &Shared) -> Vec<api::ServiceRoutes> {
 }
 
 fn service_routes(plan: &OutboundPlan) -> api::ServiceRoutes {
-    let matched = plan.matched.iter().enumerate().map(|(rule, split)| route(split, plan.matcher.describe(rule)));
     api::ServiceRoutes {
         namespace: plan.service.namespace.to_string(),
         service: plan.service.name.to_string(),
         port: plan.port,
         protocol: protocol(plan.protocol),
-        engine: plan.matcher.engine(),
-        routes: matched.chain([route(&plan.otherwise, Vec::new())]).collect(),
+        routes: plan.rules().map(route).collect(),
     }
 }
 
-fn route(split: &Split, matches: Vec<String>) -> api::Route {
-    let ready: Vec<usize> = split.backends.iter().map(|backend| backend.endpoints.load().ready.len()).collect();
-    let takes = |index: usize| if ready[index] > 0 { split.backends[index].weight } else { 0 };
+fn route(rule: PlanRule<'_>) -> api::Route {
+    let ready: Vec<usize> = rule.split.backends.iter().map(|backend| backend.endpoints.load().ready.len()).collect();
+    let takes = |index: usize| if ready[index] > 0 { rule.split.backends[index].weight } else { 0 };
     let total: u64 = (0..ready.len()).map(takes).sum();
     #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
     let share = |index: usize| if total == 0 { 0.0 } else { takes(index) as f64 * 100.0 / total as f64 };
     api::Route {
-        origin: object(&split.origin),
-        matches,
-        backends: split
+        origin: object(rule.origin()),
+        matches: rule.matches().map(<[String]>::to_vec),
+        engine: rule.engine(),
+        backends: rule
+            .split
             .backends
             .iter()
             .enumerate()

@@ -1,0 +1,41 @@
+//! What capture itself limits. The sizes of the maps, which the programs must know too, are in `weft_abi::limits`.
+
+use std::time::Duration;
+
+/// Connections that one listener holds until they are accepted. The kernel caps it at `net.core.somaxconn`, 4096 by default since 5.4.
+pub const LISTENER_BACKLOG: i32 = 4096;
+
+/// Source ports that are tried for one transparent dial before it fails: all of these were found busy in the kernel (live or
+/// TIME_WAIT), and the next ones, used longer ago, are looked at by the next dial. Two look-ups of some microseconds each.
+pub const TRANSPARENT_TRIES_MAX: usize = 256;
+
+/// Parts of the table of leased ports, each under a lock of its own, so that workers seldom meet.
+pub const LEASE_SHARDS: usize = 16;
+
+/// Bytes of one answer of the kernel's over netlink. Dumps come in messages of at most 32 KiB (NLMSG_GOODSIZE of a large dump).
+pub const NETLINK_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long the kernel may take to answer over netlink. It answers while it is asked; this only bounds a defect.
+pub const NETLINK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Cgroups that are asked for connect programs of others; a node has a few hundred.
+pub const CGROUPS_SCANNED_MAX: usize = 4096;
+
+/// Connect programs that one cgroup is asked for (BPF_CGROUP_MAX_PROGS in the kernel).
+pub const CGROUP_PROGRAMS_MAX: usize = 64;
+
+/// How deep below the cgroup root the pods' cgroup is looked for: `kubelet.slice/kubelet-kubepods.slice` is the deepest in use.
+pub const PODS_CGROUP_DEPTH_MAX: usize = 2;
+
+/// Listening sockets in one message of a hand-over. The kernel takes at most 253 (SCM_MAX_FD).
+pub const HANDOVER_BATCH_MAX: usize = 64;
+
+/// Listening sockets in one hand-over.
+pub const HANDOVER_SOCKETS_MAX: usize = weft_abi::limits::LISTENERS_MAX as usize;
+
+/// Bytes of one message of a hand-over: a batch of entries with UIDs of 36 characters needs some 10 KiB.
+pub const HANDOVER_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// How long the other agent may take for its next message in a hand-over. Between its listeners and its `done` the new agent adopts
+/// every pod, at some milliseconds each.
+pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(30);

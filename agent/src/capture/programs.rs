@@ -1,0 +1,257 @@
+//! The BPF objects: loading, attaching, and taking over what an earlier agent attached.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{CgroupAttachMode, Program, ProgramError, SkLookup, links::FdLink},
+};
+use object::{Object, ObjectSection, ObjectSymbol};
+use weft_abi::map_name;
+
+use super::{
+    bpf,
+    cgroup::{Cgroup, Cgroups},
+    error::CaptureError,
+    netns::Netns,
+    pins::{Pins, remove_link},
+    probe,
+};
+
+// Sets `CGROUP` and `LOOKUP`, each `Option<&[u8]>`: see build.rs.
+include!(concat!(env!("OUT_DIR"), "/bpf_objects.rs"));
+
+/// The variable of the look-up object that holds the namespace's cookie.
+const NETNS_SYMBOL: &str = "NETNS";
+/// The look-up object's only program.
+const LOOKUP_PROGRAM: &str = "pod_lookup";
+
+/// Whether the programs were there when the agent was built.
+#[must_use]
+pub fn built() -> bool {
+    CGROUP.is_some() && LOOKUP.is_some()
+}
+
+/// A program of the cgroup object.
+struct CgroupHook {
+    /// Name of the program, and of its link's pin.
+    program: &'static str,
+    hook: &'static str,
+    /// First kernel that has the hook and every helper that the program calls.
+    needs: &'static str,
+    /// At the root of the hierarchy, and not only over the pods.
+    at_root: bool,
+}
+
+const CGROUP_HOOKS: [CgroupHook; 5] = [
+    // Before anything is redirected, its tuple can be published.
+    CgroupHook { program: "socket_events", hook: "sock_ops with bpf_get_netns_cookie", needs: "5.15", at_root: true },
+    CgroupHook { program: "getpeername4", hook: "cgroup/getpeername4", needs: "5.8", at_root: false },
+    CgroupHook { program: "getpeername6", hook: "cgroup/getpeername6", needs: "5.8", at_root: false },
+    CgroupHook { program: "connect4", hook: "cgroup/connect4 with bpf_set_retval", needs: "5.18", at_root: false },
+    CgroupHook { program: "connect6", hook: "cgroup/connect6 with bpf_set_retval", needs: "5.18", at_root: false },
+];
+
+/// An attached program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// Name of the program.
+    pub name: String,
+    /// What it is attached to.
+    pub target: String,
+    /// Its id, as `bpftool prog` shows it; 0 if it is not attached.
+    pub program_id: u32,
+    /// Its link's id.
+    pub link_id: u32,
+}
+
+/// Loads programs. The loader is kept: a new one reads the kernel's types, which takes 15 ms.
+pub(crate) struct Programs {
+    loader: EbpfLoader<'static>,
+    lookup: LookupObject,
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").finish_non_exhaustive()
+    }
+}
+
+impl Programs {
+    pub(crate) fn new(pins: &Pins) -> Result<Self, CaptureError> {
+        let lookup = LookupObject::new(LOOKUP.ok_or(CaptureError::NoObject)?)?;
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pins.dir()).map_pin_path(map_name::SOCKETS, pins.map(map_name::SOCKETS));
+        Ok(Self { loader, lookup })
+    }
+
+    /// Loads the cgroup programs and attaches each, or puts it into the link that is already pinned.
+    pub(crate) fn attach_cgroups(&mut self, pins: &Pins, cgroups: &Cgroups) -> Result<(), CaptureError> {
+        let mut object = load(&mut self.loader, "weft-cgroup", CGROUP.ok_or(CaptureError::NoObject)?)?;
+        for hook in &CGROUP_HOOKS {
+            let program = object.program_mut(hook.program).ok_or_else(|| missing_program(hook.program))?;
+            load_program(program).map_err(|source| missing_hook(hook.hook, hook.needs, source))?;
+            let cgroup = if hook.at_root { &cgroups.root } else { cgroups.connect() };
+            attach_or_adopt(program, cgroup, &pins.link(hook.program)).map_err(|source| CaptureError::Kernel {
+                action: format!("attach {} to cgroup {}", hook.program, cgroup.path.display()),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Loads a look-up program for one namespace and attaches it, or puts it into the link that is already pinned.
+    pub(crate) fn attach_lookup(&mut self, pins: &Pins, netns: &Netns) -> Result<(), CaptureError> {
+        let bytes = self.lookup.for_netns(netns.cookie());
+        let mut object = load(&mut self.loader, "weft-lookup", &bytes)?;
+        let program = object.program_mut(LOOKUP_PROGRAM).ok_or_else(|| missing_program(LOOKUP_PROGRAM))?;
+        load_program(program).map_err(|source| missing_hook("sk_lookup with ingress_ifindex", "5.17", source))?;
+        let path = pins.lookup_link(netns.cookie());
+        attach_lookup(program, netns, &path)
+            .map_err(CaptureError::kernel("attach the look-up program to the pod's network namespace"))
+    }
+}
+
+/// The object of the look-up program, with the place of its one constant.
+struct LookupObject {
+    bytes: &'static [u8],
+    netns_offset: usize,
+}
+
+impl LookupObject {
+    /// Finds the constant. aya can set it too, but its loader then borrows the value for as long as the loader itself lives.
+    fn new(bytes: &'static [u8]) -> Result<Self, CaptureError> {
+        let bad = |what: &str| CaptureError::Object { object: "weft-lookup", source: what.to_owned().into() };
+        let file = object::File::parse(bytes)
+            .map_err(|error| CaptureError::Object { object: "weft-lookup", source: error.into() })?;
+        let symbol = file
+            .symbols()
+            .find(|symbol| symbol.name() == Ok(NETNS_SYMBOL))
+            .ok_or_else(|| bad("it has no variable NETNS"))?;
+        let section = symbol
+            .section_index()
+            .and_then(|index| file.section_by_index(index).ok())
+            .and_then(|section| section.file_range())
+            .ok_or_else(|| bad("its variable NETNS has no data"))?;
+        let netns_offset = usize::try_from(section.0 + symbol.address()).map_err(|_| bad("it is too large"))?;
+        if symbol.size() != size_of::<u64>() as u64 || netns_offset + size_of::<u64>() > bytes.len() {
+            return Err(bad("its variable NETNS is not a u64"));
+        }
+        Ok(Self { bytes, netns_offset })
+    }
+
+    fn for_netns(&self, cookie: u64) -> Vec<u8> {
+        let mut bytes = self.bytes.to_vec();
+        bytes[self.netns_offset..self.netns_offset + size_of::<u64>()].copy_from_slice(&cookie.to_ne_bytes());
+        bytes
+    }
+}
+
+fn load(loader: &mut EbpfLoader<'static>, object: &'static str, bytes: &[u8]) -> Result<Ebpf, CaptureError> {
+    loader.load(bytes).map_err(|error| CaptureError::Object { object, source: error.into() })
+}
+
+fn missing_program(program: &'static str) -> CaptureError {
+    CaptureError::Object { object: program, source: "the object does not hold this program".into() }
+}
+
+fn missing_hook(hook: &'static str, needs: &'static str, source: ProgramError) -> CaptureError {
+    CaptureError::MissingHook { hook, needs, running: probe::kernel_release(), source: source.into() }
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn attach_or_adopt(program: &mut Program, cgroup: &Cgroup, path: &Path) -> io::Result<()> {
+    if let Some(link) = pinned(path)? {
+        let info = bpf::link_info(link.as_fd())?;
+        if info.target == cgroup.id {
+            return bpf::link_update(link.as_fd(), program_fd(program)?);
+        }
+        // The pods' cgroup appeared or went since; a link cannot move, and two programs would capture twice.
+        remove_link(path)?;
+    }
+    // Single is the mode that links accept; with it any number of programs can be attached.
+    let link: FdLink = match program {
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(&cgroup.file, CgroupAttachMode::Single).map_err(io::Error::other)?;
+            program.take_link(id).map_err(io::Error::other)?.try_into().map_err(io::Error::other)?
+        }
+        Program::SockOps(program) => {
+            let id = program.attach(&cgroup.file, CgroupAttachMode::Single).map_err(io::Error::other)?;
+            program.take_link(id).map_err(io::Error::other)?.try_into().map_err(io::Error::other)?
+        }
+        _ => return Err(io::Error::other(ProgramError::UnexpectedProgramType)),
+    };
+    link.pin(path).map_err(io::Error::other)?;
+    Ok(())
+}
+
+fn attach_lookup(program: &mut Program, netns: &Netns, path: &Path) -> io::Result<()> {
+    if let Some(link) = pinned(path)? {
+        if bpf::link_info(link.as_fd())?.netns_inode() == netns.inode() {
+            return bpf::link_update(link.as_fd(), program_fd(program)?);
+        }
+        remove_link(path)?;
+    }
+    let program: &mut SkLookup = program.try_into().map_err(io::Error::other)?;
+    let id = program.attach(netns).map_err(io::Error::other)?;
+    let link: FdLink = program.take_link(id).map_err(io::Error::other)?.into();
+    link.pin(path).map_err(io::Error::other)?;
+    Ok(())
+}
+
+fn pinned(path: &Path) -> io::Result<Option<std::os::fd::OwnedFd>> {
+    match bpf::open_pinned(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn program_fd(program: &Program) -> io::Result<BorrowedFd<'_>> {
+    let fd = match program {
+        Program::CgroupSockAddr(program) => program.fd(),
+        Program::SockOps(program) => program.fd(),
+        Program::SkLookup(program) => program.fd(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    fd.map(AsFd::as_fd).map_err(io::Error::other)
+}
+
+/// What is attached now, from the pins.
+pub(crate) fn hooks(pins: &Pins, cgroups: &Cgroups, netns: impl Iterator<Item = (u64, String)>) -> Vec<Hook> {
+    let of_cgroups = CGROUP_HOOKS.iter().map(|hook| {
+        let cgroup = if hook.at_root { &cgroups.root } else { cgroups.connect() };
+        attached(hook.program.to_owned(), cgroup.path.display().to_string(), &pins.link(hook.program))
+    });
+    let of_pods = netns.map(|(cookie, pod)| attached(LOOKUP_PROGRAM.to_owned(), pod, &pins.lookup_link(cookie)));
+    of_cgroups.chain(of_pods).collect()
+}
+
+fn attached(name: String, target: String, path: &Path) -> Hook {
+    let info = bpf::open_pinned(path).and_then(|link| bpf::link_info(link.as_fd())).unwrap_or_default();
+    Hook { name, target, program_id: info.prog_id, link_id: info.id }
+}
+
+/// Ids of our connect programs, IPv4 and IPv6.
+pub(crate) fn connect_ids(pins: &Pins) -> [u32; 2] {
+    ["connect4", "connect6"].map(|name| attached(name.to_owned(), String::new(), &pins.link(name)).program_id)
+}
+
+/// Whether the namespace of a pod's link still exists.
+pub(crate) fn netns_exists(pins: &Pins, cookie: u64) -> bool {
+    bpf::open_pinned(&pins.lookup_link(cookie))
+        .and_then(|link| bpf::link_info(link.as_fd()))
+        .is_ok_and(|info| info.netns_inode() != 0)
+}

@@ -1,0 +1,232 @@
+//! What the proxy gets from capture: sockets in pods' namespaces, and where accepted connections were going.
+//!
+//! Shared by all workers. Looking a pod up takes no lock; the kernel does the rest.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
+use weft_abi::{FlowKey, OriginalDst, SocketState, TRANSPARENT_MARK, derived, ports, socket_kind};
+use weft_policy::names::WorkloadId;
+use weft_proxy::socket::{CapturedFlow, Dial, DialSocket, FlowSource, Lease, LocalPod, SocketError, SocketFactory};
+
+use super::{
+    bpf::Map,
+    convert,
+    diag::Diag,
+    limits::TRANSPARENT_TRIES_MAX,
+    netns::Netns,
+    transparent::{Endpoints, PortLease, PortLeases},
+};
+
+/// A captured pod, as the data path needs it.
+#[derive(Debug)]
+pub(crate) struct PodSockets {
+    pub(crate) pod: Arc<LocalPod>,
+    pub(crate) netns: Netns,
+    /// Whether connections made to it are captured, so that the agent's own must be let through.
+    pub(crate) inbound: bool,
+    /// Its cgroup, if it shares the host's namespace; else zero.
+    pub(crate) cgroup_id: u64,
+    /// Asks its namespace about sockets; one question at a time.
+    pub(crate) diag: Mutex<Diag>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Pods {
+    by_id: HashMap<WorkloadId, Arc<PodSockets>>,
+    by_cgroup: HashMap<u64, Arc<LocalPod>>,
+}
+
+/// Makes sockets, and tells where accepted connections were going.
+#[derive(Debug)]
+pub struct CaptureSockets {
+    pods: ArcSwap<Pods>,
+    captured: Map<FlowKey, OriginalDst>,
+    storage: Map<i32, SocketState>,
+    leases: PortLeases,
+}
+
+impl CaptureSockets {
+    pub(crate) fn new(captured: Map<FlowKey, OriginalDst>, storage: Map<i32, SocketState>) -> Self {
+        Self {
+            pods: ArcSwap::default(),
+            captured,
+            storage,
+            leases: PortLeases::new(ports::TRANSPARENT_FIRST..=ports::TRANSPARENT_LAST),
+        }
+    }
+
+    /// From now on the pod's sockets can be had.
+    pub(crate) fn insert(&self, pod: Arc<PodSockets>) {
+        self.pods.rcu(|pods| {
+            let mut pods = Pods::clone(pods);
+            if pod.cgroup_id != 0 {
+                pods.by_cgroup.insert(pod.cgroup_id, Arc::clone(&pod.pod));
+            }
+            pods.by_id.insert(pod.pod.id.clone(), Arc::clone(&pod));
+            pods
+        });
+    }
+
+    /// From now on they cannot; those that are out stay.
+    pub(crate) fn remove(&self, id: &WorkloadId) {
+        self.pods.rcu(|pods| {
+            let mut pods = Pods::clone(pods);
+            if let Some(gone) = pods.by_id.remove(id) {
+                pods.by_cgroup.remove(&gone.cgroup_id);
+            }
+            pods
+        });
+    }
+
+    pub(crate) fn pod(&self, id: &WorkloadId) -> Option<Arc<PodSockets>> {
+        self.pods.load().by_id.get(id).cloned()
+    }
+
+    /// The pod with this id, if it is still in the namespace that the caller knows.
+    fn present(&self, pod: &LocalPod) -> Result<Arc<PodSockets>, SocketError> {
+        self.pod(&pod.id)
+            .filter(|found| found.pod.netns_cookie == pod.netns_cookie)
+            .ok_or_else(|| SocketError::PodGone(pod.id.clone()))
+    }
+
+    /// Marks a socket as the agent's own, in the kernel and beyond the reach of any pod.
+    fn tag(&self, socket: BorrowedFd<'_>, bypass_netns: u64) -> Result<(), SocketError> {
+        let state = SocketState { kind: socket_kind::AGENT, bypass_netns, ..SocketState::default() };
+        self.storage.set(&socket.as_raw_fd(), &state).map_err(kernel("tag a socket as the agent's own"))
+    }
+
+    fn outbound(&self, source: &PodSockets, to: SocketAddr, bypass_netns: u64) -> Result<DialSocket, SocketError> {
+        let socket = source
+            .netns
+            .enter(|| stream(to))
+            .and_then(|made| made)
+            .map_err(kernel("open a socket in the pod's network namespace"))?;
+        self.tag(socket.as_fd(), bypass_netns)?;
+        Ok(DialSocket { socket, lease: Lease(None) })
+    }
+
+    fn inbound(&self, pod: &PodSockets, client: SocketAddr, to: SocketAddr) -> Result<DialSocket, SocketError> {
+        let (client, to) = (canonical(client), canonical(to));
+        let socket = pod
+            .netns
+            .enter(|| transparent(to))
+            .and_then(|made| made)
+            .map_err(kernel("open a transparent socket in the pod's network namespace"))?;
+        let endpoints = Endpoints { netns_cookie: pod.pod.netns_cookie, client: client.ip(), to };
+        let lease = self.bind(&socket, pod, endpoints, client)?;
+        self.tag(socket.as_fd(), pod.pod.netns_cookie)?;
+        Ok(DialSocket { socket, lease: Lease(Some(Box::new(lease))) })
+    }
+
+    /// Binds a transparent socket to the client's address and a port of the block that nobody uses. Binding works from any
+    /// namespace: the socket stays where it was made.
+    fn bind(&self, socket: &Socket, pod: &PodSockets, endpoints: Endpoints, client: SocketAddr) -> Result<PortLease, SocketError> {
+        let exhausted =
+            || SocketError::PortsExhausted { client: endpoints.client, to: endpoints.to, limit: self.leases.limit() };
+        // Leases of ports that turned out to be busy are kept until the end, so that none is tried twice.
+        let mut busy = Vec::new();
+        while busy.len() < TRANSPARENT_TRIES_MAX {
+            let lease = self.leases.lease(endpoints, client.port()).ok_or_else(exhausted)?;
+            let mut from = client;
+            from.set_port(lease.port());
+            let taken = pod.diag.lock().unwrap_or_else(PoisonError::into_inner).is_taken(from, endpoints.to);
+            if taken.map_err(kernel("ask the pod's network namespace for a connection"))? {
+                busy.push(lease);
+                continue;
+            }
+            match socket.bind(&from.into()) {
+                Ok(()) => return Ok(lease),
+                // The application itself holds that port without SO_REUSEADDR, or listens on it.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => busy.push(lease),
+                Err(source) => {
+                    return Err(SocketError::Kernel { action: "bind a socket to the client's address", source });
+                }
+            }
+        }
+        Err(exhausted())
+    }
+}
+
+impl SocketFactory for CaptureSockets {
+    fn socket(&self, dial: &Dial<'_>) -> Result<DialSocket, SocketError> {
+        match *dial {
+            Dial::Outbound { source, to, to_workload } => {
+                let source = self.present(source)?;
+                let bypass = to_workload.and_then(|id| self.pod(id)).filter(|pod| pod.inbound);
+                self.outbound(&source, to, bypass.map_or(0, |pod| pod.pod.netns_cookie))
+            }
+            Dial::Inbound { pod, client, to } => self.inbound(&*self.present(pod)?, client, to),
+        }
+    }
+
+    fn started(&self, socket: &DialSocket, _dial: &Dial<'_>) -> Result<(), SocketError> {
+        let state = self
+            .storage
+            .get(&socket.socket.as_raw_fd())
+            .map_err(kernel("read a socket's tag"))?
+            .unwrap_or_default();
+        let recorded = state.derived == derived::BYPASS || state.derived == derived::ENDED;
+        if state.kind != socket_kind::AGENT || (state.bypass_netns != 0 && !recorded) {
+            return Err(SocketError::BypassFull);
+        }
+        Ok(())
+    }
+
+    fn is_captured(&self, workload: &WorkloadId) -> bool {
+        self.pods.load().by_id.get(workload).is_some_and(|pod| pod.inbound)
+    }
+}
+
+impl FlowSource for CaptureSockets {
+    fn take(&self, pod: &Arc<LocalPod>, local: SocketAddr, peer: SocketAddr) -> Option<CapturedFlow> {
+        // A failing look-up is as good as none: without an original destination the connection can only be reset.
+        let original = self.captured.take(&convert::flow_key(pod.netns_cookie, local, peer)).ok().flatten()?;
+        let source = match original.cgroup_id {
+            0 => Arc::clone(pod),
+            cgroup_id => self.pods.load().by_cgroup.get(&cgroup_id).cloned()?,
+        };
+        Some(CapturedFlow { original_dst: SocketAddr::new(convert::ip(&original.addr), original.port), source })
+    }
+}
+
+/// A plain TCP socket of the family of `to`, in the namespace that the thread is in.
+fn stream(to: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
+}
+
+/// One that may bind to the address of somebody else, whose answers are routed back by their mark.
+fn transparent(to: SocketAddr) -> io::Result<Socket> {
+    let socket = stream(to)?;
+    if to.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        socket.set_ip_transparent_v6(true)?;
+    }
+    socket.set_mark(TRANSPARENT_MARK)?;
+    // One port serves several application ports at a time.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+/// IPv4 as IPv4: the pod's IPv4 socket cannot speak to a mapped address. The scope of a link-local address stays.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), v6.port()),
+            None => address,
+        },
+        SocketAddr::V4(_) => address,
+    }
+}
+
+fn kernel(action: &'static str) -> impl FnOnce(io::Error) -> SocketError {
+    move |source| SocketError::Kernel { action, source }
+}
