@@ -29,7 +29,8 @@ pub struct Manifests {
     dir: PathBuf,
     /// On the same file system, so that a rename is atomic, and outside of the directory that is watched.
     staging: PathBuf,
-    objects: BTreeMap<Key, Value>,
+    /// Each with the file that holds it.
+    objects: BTreeMap<Key, (String, Value)>,
 }
 
 impl Manifests {
@@ -60,12 +61,12 @@ impl Manifests {
 
     /// Everything in it.
     pub fn objects(&self) -> impl Iterator<Item = &Value> {
-        self.objects.values()
+        self.objects.values().map(|(_, object)| object)
     }
 
     /// The objects of one kind.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
-        self.objects.iter().filter(move |((of, ..), _)| of == kind).map(|(_, object)| object)
+        self.objects.iter().filter(move |((of, ..), _)| of == kind).map(|(_, (_, object))| object)
     }
 
     /// Writes an object, in place of the one with its kind, namespace and name.
@@ -75,8 +76,22 @@ impl Manifests {
     pub fn put(&mut self, object: &Value) -> Result<()> {
         let key = key(object)?;
         let text = serde_saphyr::to_string(object).with_context(|| format!("cannot write {key:?} as YAML"))?;
-        self.put_text(&file_name(&key), &text)?;
-        self.objects.insert(key, object.clone());
+        let file = file_name(&key);
+        self.put_text(&file, &text)?;
+        self.objects.insert(key, (file, object.clone()));
+        Ok(())
+    }
+
+    /// Writes a file of YAML documents, in place of the file with that name and all objects in it.
+    ///
+    /// # Errors
+    /// When it is not YAML, a document is no object, or the file cannot be written.
+    pub fn put_yaml(&mut self, file: &str, text: &str) -> Result<()> {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(text).with_context(|| format!("{file} is not YAML"))?;
+        let keys = documents.iter().map(key).collect::<Result<Vec<_>>>().with_context(|| format!("in {file}"))?;
+        self.put_text(file, text)?;
+        self.objects.retain(|_, (of, _)| of != file);
+        self.objects.extend(keys.into_iter().zip(documents.into_iter().map(|object| (file.to_owned(), object))));
         Ok(())
     }
 
@@ -107,27 +122,26 @@ impl Manifests {
         fs::rename(&staged, &target).with_context(|| format!("cannot rename to {}", target.display()))
     }
 
-    /// Removes a file.
+    /// Removes a file and all objects in it.
     ///
     /// # Errors
     /// When it is not there.
-    pub fn remove_file(&self, file: &str) -> Result<()> {
+    pub fn remove_file(&mut self, file: &str) -> Result<()> {
         let path = self.dir.join(file);
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        self.objects.retain(|_, (of, _)| of != file);
+        Ok(())
     }
 
-    /// Removes an object.
+    /// Removes an object that [`put`](Self::put) wrote.
     ///
     /// # Errors
     /// When it is not there.
     pub fn remove(&mut self, kind: &str, namespace: &str, name: &str) -> Result<()> {
-        let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
-        self.remove_file(&file_name(&key))?;
-        self.objects.remove(&key);
-        Ok(())
+        self.remove_file(&file_name(&(kind.to_owned(), namespace.to_owned(), name.to_owned())))
     }
 
-    /// The file that holds an object.
+    /// The file that holds an object that [`put`](Self::put) wrote.
     #[must_use]
     pub fn path_of(&self, kind: &str, namespace: &str, name: &str) -> PathBuf {
         self.dir.join(file_name(&(kind.to_owned(), namespace.to_owned(), name.to_owned())))

@@ -11,6 +11,7 @@ pub mod control;
 pub mod http_server;
 pub mod load;
 pub mod tcp_server;
+pub mod watch;
 
 /// What the server writes when its ports are open.
 pub const READY: &str = "ready";
@@ -106,4 +107,11 @@ impl LoadReport {
     pub fn failures(&self) -> u64 {
         self.failed.values().sum()
     }
+}
+
+/// The machine's monotonic clock, nanoseconds: the same in every process.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }

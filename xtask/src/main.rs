@@ -1,2 +1,52 @@
-//! weft's own chores.
-fn main() {}
+//! weft's own chores: `cargo xtask VERB`, one file a verb.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod build_ebpf;
+mod ci;
+mod demo;
+mod lint;
+mod setup;
+mod sh;
+mod test;
+mod tidy;
+
+/// weft's own chores. Everything starts here; nothing needs to be installed by hand but rustup.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building and testing need; says what and why, silent when there is nothing to do.
+    Setup,
+    /// Build the eBPF programs into target/bpf.
+    BuildEbpf,
+    /// Show weft at work on this machine and measure it.
+    Demo(demo::Args),
+    /// Run the tests: `unit`, `proxy`, `netns` or `all`.
+    Test(test::Args),
+    /// Formatting, clippy, import rules, licences.
+    Lint,
+    /// What continuous integration runs: lint, then every test.
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().verb {
+        Verb::Setup => setup::run(setup::Scope::BuildAndTest),
+        Verb::BuildEbpf => {
+            setup::run(setup::Scope::BuildAndTest)?;
+            build_ebpf::run()
+        }
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Test(args) => test::run(&args).and_then(test::Totals::into_result),
+        Verb::Lint => lint::run(),
+        Verb::Ci => ci::run(),
+    }
+}

@@ -35,6 +35,7 @@ const TOOLS: [(&str, &str, &str); 8] = [
 /// The toolchain that builds BPF: Debian's own rustc (with its own LLVM and core sources), under this rustup name.
 pub(crate) const BPF_TOOLCHAIN: &str = "bpf-deb";
 const BPF_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+const BPF_CLIPPY_PACKAGE: &str = "rust-web-clippy";
 /// bpf-linker must speak the bitcode of the rustc above, so both use this LLVM.
 const LLVM_MAJOR: &str = "22";
 const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -47,6 +48,10 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
     apt_tools()?;
     bpf_toolchain()?;
     if scope == Scope::Lint {
+        if !Path::new("/usr/bin/clippy-driver").exists() {
+            say(&format!("{BPF_CLIPPY_PACKAGE}: the clippy of the BPF toolchain"));
+            apt_install(&[BPF_CLIPPY_PACKAGE])?;
+        }
         cargo_deny()?;
     }
     if sh::is_root() {

@@ -13,6 +13,7 @@ use weft_integration::testpod::{
     http_server,
     load::{self, LoadArgs},
     tcp_server::{self, TcpPort},
+    watch::{self, WatchArgs},
 };
 
 /// Connections that wait to be accepted; the kernel's own limit (net.core.somaxconn) is the same since Linux 5.4.
@@ -44,6 +45,8 @@ enum Verb {
     },
     /// Make connections and report what became of them, as JSON.
     Load(Box<LoadArgs>),
+    /// Ask again and again, and tell when another server answers.
+    Watch(WatchArgs),
 }
 
 fn main() -> Result<()> {
@@ -56,6 +59,7 @@ fn main() -> Result<()> {
                 println!("{}", serde_json::to_string(&load::run(*args).await?)?);
                 Ok(())
             }
+            Verb::Watch(args) => watch::run(args).await,
         }
     })
 }

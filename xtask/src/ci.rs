@@ -1,0 +1,22 @@
+//! `cargo xtask ci`: what continuous integration runs.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{lint, sh, test};
+
+/// Lint, then every test; the counts come last.
+pub(crate) fn run() -> Result<()> {
+    let start = Instant::now();
+    let linted = lint::run();
+    let tested = if sh::is_root() {
+        test::run(&test::Args::all()).and_then(test::Totals::forbid_skipped)
+    } else {
+        Err(anyhow::anyhow!("not root, so the tests on network namespaces cannot run"))
+    };
+    println!("\nlint: {}", if linted.is_ok() { "ok" } else { "FAILED" });
+    println!("took {} min {} s", start.elapsed().as_secs() / 60, start.elapsed().as_secs() % 60);
+    let counted = tested.and_then(test::Totals::into_result);
+    linted.and(counted)
+}

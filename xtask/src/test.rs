@@ -1,0 +1,177 @@
+//! `cargo xtask test [TIER]`: runs the tests and counts them.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build_ebpf, setup, sh};
+
+/// Arguments of `test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which tests.
+    #[arg(value_enum, default_value_t)]
+    tier: Tier,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+impl Args {
+    /// Every test.
+    pub(crate) fn all() -> Self {
+        Self { tier: Tier::All, filter: None }
+    }
+}
+
+/// Groups of tests.
+#[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Tier {
+    /// Without the network: policy, kinds, configuration, chores.
+    Unit,
+    /// The data path over plain loopback sockets.
+    Proxy,
+    /// The agent's binary, end to end, on pods of network namespaces. Needs root.
+    Netns,
+    /// All of them.
+    #[default]
+    All,
+}
+
+/// How many tests there were.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Totals {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    /// Test programs that ended without a result: did not compile, or crashed.
+    broken: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.broken += other.broken;
+    }
+
+    /// Prints the counts; an error if anything failed.
+    pub(crate) fn into_result(self) -> Result<()> {
+        println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
+        if self.broken > 0 {
+            bail!("{} run(s) of tests did not compile or crashed", self.broken);
+        }
+        if self.failed > 0 {
+            bail!("{} test(s) failed", self.failed);
+        }
+        Ok(())
+    }
+
+    /// Nothing may be left out where it counts.
+    pub(crate) fn forbid_skipped(self) -> Result<Self> {
+        if self.skipped > 0 {
+            self.into_result().ok();
+            bail!("{} test(s) were skipped, which continuous integration does not accept", self.skipped);
+        }
+        Ok(self)
+    }
+}
+
+/// Runs the tests of a tier.
+pub(crate) fn run(args: &Args) -> Result<Totals> {
+    setup::run(setup::Scope::BuildAndTest)?;
+    build_ebpf::run()?;
+    let mut totals = Totals::default();
+    let filter = args.filter.as_deref();
+    let wants = |tier| args.tier == tier || args.tier == Tier::All;
+    if wants(Tier::Unit) {
+        heading("unit: policy, kinds, configuration, chores");
+        let others = ["--workspace", "--exclude", "weft-proxy", "--exclude", "weft-integration"];
+        totals.add(cargo_test(&others, filter, &[])?);
+    }
+    if wants(Tier::Proxy) {
+        heading("proxy: the data path over loopback");
+        totals.add(cargo_test(&["--package", "weft-proxy"], filter, &[])?);
+    }
+    if wants(Tier::Netns) {
+        heading("netns: the agent end to end, on pods of network namespaces");
+        if sh::is_root() {
+            build_binaries()?;
+            // One at a time: they share two cores, and some measure.
+            totals.add(cargo_test(&["--package", "weft-integration"], filter, &["--test-threads=1"])?);
+        } else if args.tier == Tier::Netns {
+            bail!("not root: these tests make network namespaces and load eBPF programs; run them with sudo");
+        } else {
+            println!("NOT RUN: not root, and these tests make network namespaces and load eBPF programs");
+            totals.add(Totals { skipped: 1, ..Totals::default() });
+        }
+    }
+    Ok(totals)
+}
+
+/// Builds the agent, the command line tool and the test application, which tests and the demo start.
+pub(crate) fn build_binaries() -> Result<()> {
+    sh::run(sh::cargo().args(["build", "--quiet", "--package", "weft-agent", "--package", "weft-integration", "--bins"]))
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}");
+}
+
+fn cargo_test(selection: &[&str], filter: Option<&str>, harness_args: &[&str]) -> Result<Totals> {
+    let mut cargo = sh::cargo();
+    cargo.args(["test", "--quiet", "--no-fail-fast"]).args(selection).arg("--").args(filter).args(harness_args);
+    // The harness finds the binaries where they are built.
+    cargo.env("WEFT_BIN_DIR", sh::target_dir().join("debug"));
+    let (mut totals, success) = count(&mut cargo)?;
+    if !success && totals.failed == 0 {
+        totals.broken += 1;
+    }
+    Ok(totals)
+}
+
+/// Passes the output on and adds up the results in it.
+fn count(command: &mut Command) -> Result<(Totals, bool)> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
+    let mut totals = Totals::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            println!("{line}");
+            totals.add(parse_result(&line).unwrap_or_default());
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    Ok((totals, status.success()))
+}
+
+/// The counts in `test result: ok. 5 passed; 0 failed; 0 ignored; ...`.
+fn parse_result(line: &str) -> Option<Totals> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number = |word: &str| {
+        counts.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok())
+    };
+    Some(Totals { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")?, broken: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted() {
+        let line = "test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.98s";
+        let totals = parse_result(line).expect("counts");
+        assert_eq!((totals.passed, totals.failed, totals.skipped), (5, 2, 1));
+        assert!(parse_result("running 5 tests").is_none());
+    }
+
+    #[test]
+    fn skipped_tests_are_told_from_none() {
+        assert!(Totals { skipped: 1, ..Totals::default() }.forbid_skipped().is_err());
+        assert!(Totals { passed: 1, ..Totals::default() }.forbid_skipped().is_ok());
+    }
+}
