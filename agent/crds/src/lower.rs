@@ -1,0 +1,103 @@
+//! From objects to the model. Pure and total: whatever the objects say, there is a model, and findings about what has no effect.
+//! Nothing that is not understood sends a request anywhere that its author did not name, nor widens what is allowed.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use weft_policy::{
+    diagnostic::{Diagnostic, Severity},
+    ir::{IrDelta, MeshIr},
+    names::ObjectRef,
+};
+
+use crate::store::{Dirty, ObjectStore};
+
+mod endpoints;
+mod routes;
+mod services;
+mod workloads;
+
+/// Lowers the units that changed.
+#[must_use]
+pub fn lower(store: &ObjectStore, dirty: &Dirty) -> IrDelta {
+    let mut delta = IrDelta::default();
+    for key in &dirty.services {
+        let mut findings = Findings::default();
+        let service = services::service(store, key, &mut findings).map(Arc::new);
+        delta.services.insert(key.clone(), service);
+        delta.diagnostics.insert(key.clone(), findings.finish());
+    }
+    for (key, port) in &dirty.endpoints {
+        let set = endpoints::of_port(store, key, *port).map(Arc::new);
+        delta.endpoints.insert((key.clone(), *port), set);
+    }
+    for id in &dirty.workloads {
+        let mut findings = Findings::default();
+        let workload = workloads::workload(store, id, &mut findings).map(Arc::new);
+        delta.workloads.insert(id.clone(), workload);
+        delta.workload_diagnostics.insert(id.clone(), findings.finish());
+    }
+    for name in &dirty.namespaces {
+        let mut findings = Findings::default();
+        workloads::namespace(store, name, &mut findings);
+        delta.namespace_diagnostics.insert(name.clone(), findings.finish());
+    }
+    delta
+}
+
+/// Lowers everything.
+#[must_use]
+pub fn lower_all(store: &ObjectStore) -> MeshIr {
+    let mut ir = MeshIr::default();
+    ir.apply(lower(store, &store.all()));
+    ir
+}
+
+/// What is found while one unit is lowered.
+#[derive(Default)]
+struct Findings {
+    found: Vec<Diagnostic>,
+}
+
+impl Findings {
+    fn error(&mut self, object: &ObjectRef, code: &'static str, field: impl Into<String>, message: impl Into<String>) {
+        self.push(Severity::Error, object, code, (field.into(), message.into()));
+    }
+
+    fn warning(
+        &mut self,
+        object: &ObjectRef,
+        code: &'static str,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        self.push(Severity::Warning, object, code, (field.into(), message.into()));
+    }
+
+    fn push(&mut self, severity: Severity, object: &ObjectRef, code: &'static str, (field, message): (String, String)) {
+        self.found.push(Diagnostic { object: object.clone(), severity, code, field, message });
+    }
+
+    /// In a stable order; `None` if there is nothing to say.
+    fn finish(mut self) -> Option<Arc<[Diagnostic]>> {
+        self.found.sort();
+        (!self.found.is_empty()).then(|| self.found.into())
+    }
+}
+
+/// The value of a label or annotation out of a few, or a finding about it.
+fn choice<'a>(map: &'a BTreeMap<String, String>, key: &str, allowed: &[&str]) -> Choice<'a> {
+    match map.get(key) {
+        None => Choice::Absent,
+        Some(value) if allowed.contains(&value.as_str()) => Choice::Known(value),
+        Some(value) => Choice::Unknown(value),
+    }
+}
+
+enum Choice<'a> {
+    Absent,
+    Known(&'a str),
+    Unknown(&'a str),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! Pods, and what their namespaces say about them.
+
+use std::sync::Arc;
+
+use weft_policy::{
+    ir::{FailMode, WorkloadIr, WorkloadState},
+    names::{ObjectRef, WorkloadId},
+};
+
+use super::{Choice, Findings, choice, endpoints};
+use crate::{
+    core::{
+        namespace::Namespace,
+        pod::{CGROUP_ANNOTATION, NETNS_ANNOTATION, Pod},
+    },
+    store::ObjectStore,
+};
+
+/// Label of namespaces: `enabled` captures their pods. Label or annotation of pods: `disabled` leaves one out.
+const MESH: &str = "weft.dev/mesh";
+/// Label of namespaces and pods: `open` or `closed`.
+const FAIL_MODE: &str = "weft.dev/fail-mode";
+
+pub(super) fn workload(store: &ObjectStore, id: &WorkloadId, findings: &mut Findings) -> Option<WorkloadIr> {
+    let mut pods = store.pods_with_id(id);
+    let pod = pods.next()?;
+    for other in pods {
+        let message = format!(
+            "Pod {}/{} has the same UID, and comes first; this one is not used",
+            pod.meta.namespace, pod.meta.name
+        );
+        findings.error(&object(other), "DuplicateUID", "metadata.uid", message);
+    }
+    let namespace = store.namespace(&pod.meta.namespace);
+    let state = if pod.ended {
+        WorkloadState::Ended
+    } else if pod.ready && !pod.meta.deleting {
+        WorkloadState::Ready
+    } else {
+        WorkloadState::NotReady
+    };
+    let path = |annotation: &str| pod.meta.annotations.get(annotation).map(Into::into);
+    Some(WorkloadIr {
+        id: id.clone(),
+        namespace: pod.meta.namespace.clone(),
+        name: pod.meta.name.clone(),
+        owner: owner(pod),
+        service_account: pod.service_account.clone(),
+        node: pod.node.clone(),
+        ips: pod.ips.clone(),
+        host_network: pod.host_network,
+        state,
+        meshed: meshed(namespace, pod, findings) && !pod.ended,
+        fail_mode: fail_mode(namespace, pod, findings),
+        netns: path(NETNS_ANNOTATION),
+        cgroup: path(CGROUP_ANNOTATION),
+        serves: endpoints::served_by(store, pod),
+    })
+}
+
+/// What is to be said about a namespace itself.
+pub(super) fn namespace(store: &ObjectStore, name: &Arc<str>, findings: &mut Findings) {
+    let Some(namespace) = store.namespace(name) else { return };
+    let object = ObjectRef::new("Namespace", "", name);
+    if let Choice::Unknown(value) = choice(&namespace.meta.labels, MESH, &["enabled", "disabled"]) {
+        let message = format!("{value:?} is neither enabled nor disabled; its pods are not captured");
+        findings.warning(&object, "UnknownMeshLabel", format!("metadata.labels.{MESH}"), message);
+    }
+    if let Choice::Unknown(value) = choice(&namespace.meta.labels, FAIL_MODE, &["open", "closed"]) {
+        let message = format!("{value:?} is neither open nor closed; its pods are treated as closed");
+        findings.warning(&object, "UnknownFailMode", format!("metadata.labels.{FAIL_MODE}"), message);
+    }
+}
+
+fn object(pod: &Pod) -> ObjectRef {
+    ObjectRef::new("Pod", &pod.meta.namespace, &pod.meta.name)
+}
+
+fn meshed(namespace: Option<&Namespace>, pod: &Pod, findings: &mut Findings) -> bool {
+    let of_namespace =
+        namespace.map_or(Choice::Absent, |namespace| choice(&namespace.meta.labels, MESH, &["enabled", "disabled"]));
+    let mut meshed = matches!(of_namespace, Choice::Known("enabled"));
+    for (map, field) in [(&pod.meta.labels, "labels"), (&pod.meta.annotations, "annotations")] {
+        match choice(map, MESH, &["disabled", "enabled"]) {
+            Choice::Known("disabled") => meshed = false,
+            Choice::Known(_) | Choice::Absent => {}
+            Choice::Unknown(value) => {
+                let message =
+                    format!("{value:?} is not understood: only disabled leaves a pod out; the namespace decides");
+                findings.warning(&object(pod), "UnknownMeshLabel", format!("metadata.{field}.{MESH}"), message);
+            }
+        }
+    }
+    meshed
+}
+
+fn fail_mode(namespace: Option<&Namespace>, pod: &Pod, findings: &mut Findings) -> FailMode {
+    let mode = |value: Choice<'_>| match value {
+        Choice::Known("open") => Some(FailMode::Open),
+        Choice::Known(_) | Choice::Unknown(_) => Some(FailMode::Closed),
+        Choice::Absent => None,
+    };
+    let of_pod = choice(&pod.meta.labels, FAIL_MODE, &["open", "closed"]);
+    if let Choice::Unknown(value) = of_pod {
+        let message = format!("{value:?} is neither open nor closed; the pod is treated as closed");
+        findings.warning(&object(pod), "UnknownFailMode", format!("metadata.labels.{FAIL_MODE}"), message);
+    }
+    let of_namespace =
+        namespace.map_or(Choice::Absent, |namespace| choice(&namespace.meta.labels, FAIL_MODE, &["open", "closed"]));
+    mode(of_pod).or_else(|| mode(of_namespace)).unwrap_or_default()
+}
+
+/// What the pod belongs to, for people and metrics: the owner that controls it, a Deployment by the name of its ReplicaSet
+/// without the hash; else what its labels say; else the pod itself.
+fn owner(pod: &Pod) -> Arc<str> {
+    if let Some((kind, name)) = &pod.controller {
+        let hash = pod.meta.labels.get("pod-template-hash").filter(|_| &**kind == "ReplicaSet");
+        let deployment = hash.and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+        return deployment.filter(|name| !name.is_empty()).map_or_else(|| name.clone(), Into::into);
+    }
+    let label = ["app.kubernetes.io/name", "app"].into_iter().find_map(|key| pod.meta.labels.get(key));
+    label.filter(|label| !label.is_empty()).map_or_else(|| pod.meta.name.clone(), |label| label.as_str().into())
+}

@@ -1,0 +1,209 @@
+//! One object of a kind that weft reads, and its key.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use weft_policy::names::ObjectRef;
+
+use crate::{
+    core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
+    smi::{http_route_group::HttpRouteGroup, traffic_split::TrafficSplit},
+};
+
+/// The kinds that weft reads. The API group goes with the kind; the version does not tell objects apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1`
+    Namespace,
+    /// `v1`
+    Pod,
+    /// `v1`
+    Service,
+    /// `discovery.k8s.io`
+    EndpointSlice,
+    /// `split.smi-spec.io`
+    TrafficSplit,
+    /// `specs.smi-spec.io`
+    HttpRouteGroup,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 6] =
+        [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::TrafficSplit, Self::HttpRouteGroup];
+
+    /// As in manifests.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::TrafficSplit => "TrafficSplit",
+            Self::HttpRouteGroup => "HTTPRouteGroup",
+        }
+    }
+
+    /// API group; empty for the core group.
+    #[must_use]
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Pod | Self::Service => "",
+            Self::EndpointSlice => "discovery.k8s.io",
+            Self::TrafficSplit => "split.smi-spec.io",
+            Self::HttpRouteGroup => "specs.smi-spec.io",
+        }
+    }
+
+    /// The versions that are understood, oldest first.
+    #[must_use]
+    pub fn versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Namespace | Self::Pod | Self::Service | Self::EndpointSlice => &["v1"],
+            Self::TrafficSplit | Self::HttpRouteGroup => &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"],
+        }
+    }
+
+    /// Whether objects of this kind live in a namespace.
+    #[must_use]
+    pub fn namespaced(self) -> bool {
+        self != Self::Namespace
+    }
+}
+
+/// Tells an object from every other one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace; empty for cluster-scoped kinds.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl ObjectKey {
+    /// A key by kind, namespace and name.
+    #[must_use]
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The reference that diagnostics carry.
+    #[must_use]
+    pub fn object_ref(&self) -> ObjectRef {
+        ObjectRef::new(self.kind.as_str(), &self.namespace, &self.name)
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind.as_str(), self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name)
+        }
+    }
+}
+
+/// One object, trimmed to what weft uses: a change of anything else is no change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// `v1` Namespace.
+    Namespace(Arc<Namespace>),
+    /// `v1` Pod.
+    Pod(Arc<Pod>),
+    /// `v1` Service.
+    Service(Arc<Service>),
+    /// `discovery.k8s.io` EndpointSlice.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// `split.smi-spec.io` TrafficSplit.
+    TrafficSplit(Arc<TrafficSplit>),
+    /// `specs.smi-spec.io` HTTPRouteGroup.
+    HttpRouteGroup(Arc<HttpRouteGroup>),
+}
+
+impl Object {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Pod(_) => Kind::Pod,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::TrafficSplit(_) => Kind::TrafficSplit,
+            Self::HttpRouteGroup(_) => Kind::HttpRouteGroup,
+        }
+    }
+
+    /// Its metadata.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Self::Namespace(object) => &object.meta,
+            Self::Pod(object) => &object.meta,
+            Self::Service(object) => &object.meta,
+            Self::EndpointSlice(object) => &object.meta,
+            Self::TrafficSplit(object) => &object.meta,
+            Self::HttpRouteGroup(object) => &object.meta,
+        }
+    }
+
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        let meta = self.meta();
+        ObjectKey { kind: self.kind(), namespace: meta.namespace.clone(), name: meta.name.clone() }
+    }
+}
+
+/// The parts of `metadata` that matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Namespace; `default` where a document has none, empty for cluster-scoped kinds.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// UID, if the object has one: those of a directory mostly do not.
+    pub uid: Option<Arc<str>>,
+    /// When it was created, in milliseconds since 1970.
+    pub created_ms: Option<i64>,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of weft's own.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Meta {
+    /// Trims the metadata of an object of `kind`.
+    #[must_use]
+    pub fn new(kind: Kind, meta: ObjectMeta) -> Self {
+        let namespace = if kind.namespaced() {
+            meta.namespace.filter(|namespace| !namespace.is_empty())
+        } else {
+            Some(String::new())
+        };
+        let mut annotations = meta.annotations.unwrap_or_default();
+        annotations.retain(|key, _| key.starts_with("weft.dev/"));
+        Self {
+            namespace: namespace.as_deref().unwrap_or("default").into(),
+            name: meta.name.unwrap_or_default().into(),
+            uid: meta.uid.filter(|uid| !uid.is_empty()).map(Into::into),
+            created_ms: meta.creation_timestamp.map(|time| time.0.as_millisecond()),
+            deleting: meta.deletion_timestamp.is_some(),
+            labels: meta.labels.unwrap_or_default(),
+            annotations,
+        }
+    }
+
+    /// Precedence between objects that say something about the same thing: the oldest first, those that do not know their age
+    /// last, then by namespace and name.
+    #[must_use]
+    pub fn precedence(&self) -> (i64, &str, &str) {
+        (self.created_ms.unwrap_or(i64::MAX), &self.namespace, &self.name)
+    }
+}

@@ -1,0 +1,329 @@
+//! The objects as they stand, indexed by what depends on what, so that a change touches only what it must.
+//!
+//! Sources of truth (a directory, API watches) feed events; the answer names the units to lower again. Marking happens before and
+//! after each event, because what an object stops meaning matters as much as what it starts to mean.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use weft_policy::names::{ServiceKey, WorkloadId};
+
+use crate::{
+    core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
+    object::{Kind, Object, ObjectKey},
+    smi::{http_route_group::HttpRouteGroup, traffic_split::TrafficSplit},
+};
+
+mod index;
+
+use index::Index;
+pub(crate) use index::Mention;
+
+/// Namespace and name.
+pub(crate) type Name = (Arc<str>, Arc<str>);
+
+/// One change of one object.
+#[derive(Clone, Debug)]
+pub enum ObjectEvent {
+    /// The object is as given, whether it was there before or not.
+    Apply(Object),
+    /// The object is gone.
+    Delete(ObjectKey),
+}
+
+/// The units that must be lowered again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services, present or gone, with the routes whose root they are.
+    pub services: BTreeSet<ServiceKey>,
+    /// Endpoints of Service ports.
+    pub endpoints: BTreeSet<(ServiceKey, u16)>,
+    /// Pods.
+    pub workloads: BTreeSet<WorkloadId>,
+    /// Namespaces, for what is said about themselves.
+    pub namespaces: BTreeSet<Arc<str>>,
+}
+
+impl Dirty {
+    /// Whether nothing is to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.endpoints.is_empty() && self.workloads.is_empty() && self.namespaces.is_empty()
+    }
+}
+
+/// All objects.
+#[derive(Clone, Debug, Default)]
+pub struct ObjectStore {
+    namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    pods: BTreeMap<Name, Arc<Pod>>,
+    services: BTreeMap<Name, Arc<Service>>,
+    slices: BTreeMap<Name, Arc<EndpointSlice>>,
+    splits: BTreeMap<Name, Arc<TrafficSplit>>,
+    groups: BTreeMap<Name, Arc<HttpRouteGroup>>,
+    index: Index,
+}
+
+impl ObjectStore {
+    /// Takes changes in, in order, and says what they touch. A change that changes nothing touches nothing.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = ObjectEvent>) -> Dirty {
+        let mut dirty = Dirty::default();
+        for event in events {
+            match event {
+                ObjectEvent::Apply(object) => {
+                    let key = object.key();
+                    let old = self.get(&key);
+                    if old.as_ref() == Some(&object) {
+                        continue;
+                    }
+                    for one in old.iter().chain([&object]) {
+                        self.mark(one, &mut dirty);
+                    }
+                    if let Some(old) = &old {
+                        self.remove(old);
+                    }
+                    self.insert(&object);
+                    for one in old.iter().chain([&object]) {
+                        self.mark(one, &mut dirty);
+                    }
+                }
+                ObjectEvent::Delete(key) => {
+                    let Some(old) = self.get(&key) else { continue };
+                    self.mark(&old, &mut dirty);
+                    self.remove(&old);
+                    self.mark(&old, &mut dirty);
+                }
+            }
+        }
+        dirty
+    }
+
+    /// Everything that there is to lower.
+    #[must_use]
+    pub fn all(&self) -> Dirty {
+        let mut dirty = Dirty::default();
+        dirty.namespaces.extend(self.namespaces.keys().cloned());
+        dirty.workloads.extend(self.pods.values().map(|pod| pod.id()));
+        for service in self.services.values() {
+            dirty.services.insert(service.key());
+            mark_endpoints(service, &mut dirty);
+        }
+        dirty.services.extend(self.splits.values().map(|split| split.root_key()));
+        dirty
+    }
+
+    /// An object by its key.
+    #[must_use]
+    pub fn get(&self, key: &ObjectKey) -> Option<Object> {
+        let name = (key.namespace.clone(), key.name.clone());
+        Some(match key.kind {
+            Kind::Namespace => Object::Namespace(self.namespaces.get(&key.name)?.clone()),
+            Kind::Pod => Object::Pod(self.pods.get(&name)?.clone()),
+            Kind::Service => Object::Service(self.services.get(&name)?.clone()),
+            Kind::EndpointSlice => Object::EndpointSlice(self.slices.get(&name)?.clone()),
+            Kind::TrafficSplit => Object::TrafficSplit(self.splits.get(&name)?.clone()),
+            Kind::HttpRouteGroup => Object::HttpRouteGroup(self.groups.get(&name)?.clone()),
+        })
+    }
+
+    /// How many objects of a kind there are.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Namespace => self.namespaces.len(),
+            Kind::Pod => self.pods.len(),
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.slices.len(),
+            Kind::TrafficSplit => self.splits.len(),
+            Kind::HttpRouteGroup => self.groups.len(),
+        }
+    }
+
+    fn insert(&mut self, object: &Object) {
+        let meta = object.meta();
+        let name = (meta.namespace.clone(), meta.name.clone());
+        self.index.insert(object);
+        match object {
+            Object::Namespace(namespace) => drop(self.namespaces.insert(name.1, namespace.clone())),
+            Object::Pod(pod) => drop(self.pods.insert(name, pod.clone())),
+            Object::Service(service) => drop(self.services.insert(name, service.clone())),
+            Object::EndpointSlice(slice) => drop(self.slices.insert(name, slice.clone())),
+            Object::TrafficSplit(split) => drop(self.splits.insert(name, split.clone())),
+            Object::HttpRouteGroup(group) => drop(self.groups.insert(name, group.clone())),
+        }
+    }
+
+    fn remove(&mut self, object: &Object) {
+        let meta = object.meta();
+        let name = (meta.namespace.clone(), meta.name.clone());
+        self.index.remove(object);
+        match object.kind() {
+            Kind::Namespace => drop(self.namespaces.remove(&name.1)),
+            Kind::Pod => drop(self.pods.remove(&name)),
+            Kind::Service => drop(self.services.remove(&name)),
+            Kind::EndpointSlice => drop(self.slices.remove(&name)),
+            Kind::TrafficSplit => drop(self.splits.remove(&name)),
+            Kind::HttpRouteGroup => drop(self.groups.remove(&name)),
+        }
+    }
+}
+
+/// Marking: what depends on an object, as the store stands.
+impl ObjectStore {
+    fn mark(&self, object: &Object, dirty: &mut Dirty) {
+        match object {
+            Object::Namespace(namespace) => {
+                dirty.namespaces.insert(namespace.meta.name.clone());
+                dirty.workloads.extend(self.pods_in(&namespace.meta.name).map(|pod| pod.id()));
+            }
+            Object::Pod(pod) => self.mark_pod(pod, dirty),
+            Object::Service(service) => {
+                let key = service.key();
+                dirty.services.extend(self.splits_with_backend(&key).map(|split| split.root_key()));
+                mark_endpoints(service, dirty);
+                self.mark_selected(service, dirty);
+                for slice in self.slices_of(&key) {
+                    self.mark_mentioned(slice, dirty);
+                }
+                dirty.services.insert(key);
+            }
+            Object::EndpointSlice(slice) => self.mark_slice(slice, dirty),
+            Object::TrafficSplit(split) => drop(dirty.services.insert(split.root_key())),
+            Object::HttpRouteGroup(group) => {
+                let name = (group.meta.namespace.clone(), group.meta.name.clone());
+                dirty.services.extend(self.splits_with_group(&name).map(|split| split.root_key()));
+            }
+        }
+    }
+
+    fn mark_pod(&self, pod: &Pod, dirty: &mut Dirty) {
+        dirty.workloads.insert(pod.id());
+        for service in self.services_selecting(pod) {
+            mark_endpoints(service, dirty);
+        }
+        for slice in self.slices_mentioning(pod) {
+            if let Some(service) = slice.service.as_ref().and_then(|key| self.service(key)) {
+                mark_endpoints(service, dirty);
+            }
+        }
+        // Who stands behind an address may depend on who else claims it.
+        for ip in &pod.ips {
+            dirty.workloads.extend(self.pods_with_ip(*ip).map(|pod| pod.id()));
+        }
+    }
+
+    fn mark_slice(&self, slice: &EndpointSlice, dirty: &mut Dirty) {
+        self.mark_mentioned(slice, dirty);
+        let Some(key) = &slice.service else { return };
+        let Some(service) = self.service(key) else { return };
+        mark_endpoints(service, dirty);
+        // The first slice of a Service takes the place of its selector, and the last one gives it back.
+        if self.slices_of(key).nth(1).is_none() {
+            self.mark_selected(service, dirty);
+        }
+    }
+
+    fn mark_selected(&self, service: &Service, dirty: &mut Dirty) {
+        dirty.workloads.extend(self.pods_selected_by(service).map(|pod| pod.id()));
+    }
+
+    fn mark_mentioned(&self, slice: &EndpointSlice, dirty: &mut Dirty) {
+        for mention in Mention::of_slice(slice) {
+            match mention {
+                Mention::Ip(ip) => dirty.workloads.extend(self.pods_with_ip(ip).map(|pod| pod.id())),
+                Mention::Name(name) => dirty.workloads.extend(self.pods.get(&name).map(|pod| pod.id())),
+                Mention::Id(id) => drop(dirty.workloads.insert(id)),
+            }
+        }
+    }
+}
+
+fn mark_endpoints(service: &Service, dirty: &mut Dirty) {
+    let key = service.key();
+    dirty.endpoints.extend(service.ports.iter().map(|port| (key.clone(), port.port)));
+}
+
+/// Reading: what lowering asks for.
+impl ObjectStore {
+    pub(crate) fn namespace(&self, name: &Arc<str>) -> Option<&Namespace> {
+        self.namespaces.get(name).map(|namespace| &**namespace)
+    }
+
+    pub(crate) fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(&(key.namespace.clone(), key.name.clone())).map(|service| &**service)
+    }
+
+    pub(crate) fn pod(&self, name: &Name) -> Option<&Pod> {
+        self.pods.get(name).map(|pod| &**pod)
+    }
+
+    pub(crate) fn group(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<&HttpRouteGroup> {
+        self.groups.get(&(namespace.clone(), name.clone())).map(|group| &**group)
+    }
+
+    /// The pods with a UID: one, unless two documents give the same; in the order of namespace and name.
+    pub(crate) fn pods_with_id(&self, id: &WorkloadId) -> impl Iterator<Item = &Pod> {
+        self.index.pods_by_id.get(id).into_iter().flatten().filter_map(|name| self.pod(name))
+    }
+
+    pub(crate) fn pods_with_ip(&self, ip: IpAddr) -> impl Iterator<Item = &Pod> {
+        self.index.pods_by_ip.get(&ip).into_iter().flatten().filter_map(|name| self.pod(name))
+    }
+
+    pub(crate) fn pods_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        in_namespace(&self.pods, namespace)
+    }
+
+    pub(crate) fn pods_selected_by<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Pod> {
+        // A Service without a selector selects nothing, however many pods there are.
+        let any = !service.selector.is_empty() && !service.external_name;
+        let pods = any.then(|| self.pods_in(&service.meta.namespace)).into_iter().flatten();
+        pods.filter(|pod| service.selects(&pod.meta.labels))
+    }
+
+    pub(crate) fn services_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Service> {
+        in_namespace(&self.services, &pod.meta.namespace).filter(|service| service.selects(&pod.meta.labels))
+    }
+
+    pub(crate) fn slices_of(&self, service: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> {
+        let names = self.index.slices_by_service.get(service).into_iter().flatten();
+        names.filter_map(|name| self.slices.get(name)).map(|slice| &**slice)
+    }
+
+    /// Slices that name a pod, or one of its addresses; each once.
+    pub(crate) fn slices_mentioning(&self, pod: &Pod) -> impl Iterator<Item = &EndpointSlice> {
+        let mut names: BTreeSet<&Name> = BTreeSet::new();
+        for mention in Mention::of_pod(pod) {
+            names.extend(self.index.slices_by_mention.get(&mention).into_iter().flatten());
+        }
+        names.into_iter().filter_map(|name| self.slices.get(name)).map(|slice| &**slice)
+    }
+
+    pub(crate) fn splits_with_root(&self, service: &ServiceKey) -> impl Iterator<Item = &TrafficSplit> {
+        self.splits_named(self.index.splits_by_root.get(service))
+    }
+
+    fn splits_with_backend(&self, service: &ServiceKey) -> impl Iterator<Item = &TrafficSplit> {
+        self.splits_named(self.index.splits_by_backend.get(service))
+    }
+
+    fn splits_with_group(&self, group: &Name) -> impl Iterator<Item = &TrafficSplit> {
+        self.splits_named(self.index.splits_by_group.get(group))
+    }
+
+    fn splits_named<'a>(&'a self, names: Option<&'a BTreeSet<Name>>) -> impl Iterator<Item = &'a TrafficSplit> {
+        names.into_iter().flatten().filter_map(|name| self.splits.get(name)).map(|split| &**split)
+    }
+}
+
+fn in_namespace<'a, T>(objects: &'a BTreeMap<Name, Arc<T>>, namespace: &Arc<str>) -> impl Iterator<Item = &'a T> {
+    let namespace = Arc::clone(namespace);
+    let from = (Arc::clone(&namespace), Arc::from(""));
+    objects.range(from..).take_while(move |((of, _), _)| *of == namespace).map(|(_, object)| &**object)
+}
+
+#[cfg(test)]
+mod tests;
