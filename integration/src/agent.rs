@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,12 +17,20 @@ use crate::{
     node::Node,
     process::Process,
     slot,
-    status::{PodStats, Status},
+    status::{PodStats, Service, ServiceRoutes, Status},
     wait,
 };
 
 /// Names the directory that holds `weft-agent` and `weft`, in place of the one beside the test's own binary.
 pub const BIN_DIR_VARIABLE: &str = "WEFT_BIN_DIR";
+
+/// The same, set by the program itself.
+static BIN_DIR: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says where the binaries are. The first call counts.
+pub fn set_binary_dir(dir: &Path) {
+    BIN_DIR.get_or_init(|| dir.to_path_buf());
+}
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -146,6 +155,65 @@ impl Agent {
             Ok(found)
         })
         .with_context(|| format!("last status: {last:#?}"))
+    }
+
+    /// What `weft routes` says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn routes(&self) -> Result<Vec<ServiceRoutes>> {
+        let text = weft(&self.node, &["routes"])?;
+        serde_json::from_str(&text).with_context(|| format!("cannot read the routes:\n{text}"))
+    }
+
+    /// What `weft services` says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn services(&self) -> Result<Vec<Service>> {
+        let text = weft(&self.node, &["services"])?;
+        serde_json::from_str(&text).with_context(|| format!("cannot read the services:\n{text}"))
+    }
+
+    /// Waits until the routes of a Service's only port send these shares (Service, percent) of each split (by name) where they should.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_shares(&self, namespace: &str, service: &str, splits: &[(&str, &[(&str, f64)])]) -> Result<()> {
+        const TOLERANCE_PERCENT: f64 = 0.01;
+        let mut last = Vec::new();
+        wait::until(&format!("the routes of {namespace}/{service} to be {splits:?}"), limits::APPLY_TIMEOUT, || {
+            last = self.routes()?;
+            let Some(found) = last.iter().find(|routes| routes.namespace == namespace && routes.service == service)
+            else {
+                return Ok(splits.is_empty().then_some(()));
+            };
+            let from_splits: Vec<_> = found.routes.iter().filter(|route| route.origin.kind == "TrafficSplit").collect();
+            let all = splits.iter().all(|(split, shares)| {
+                from_splits.iter().any(|route| {
+                    route.origin.name == *split
+                        && shares.iter().all(|(service, share)| {
+                            let backends = route.backends.iter().filter(|backend| backend.service == *service);
+                            (backends.map(|backend| backend.share_percent).sum::<f64>() - share).abs()
+                                < TOLERANCE_PERCENT
+                        })
+                })
+            });
+            Ok((all && from_splits.len() == splits.len()).then_some(()))
+        })
+        .with_context(|| format!("last routes: {last:#?}"))
+    }
+
+    /// Waits until a Service has so many ready endpoints on each of its ports.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_endpoints(&self, namespace: &str, service: &str, ready: usize) -> Result<()> {
+        wait::until(&format!("{ready} endpoints of {namespace}/{service}"), limits::APPLY_TIMEOUT, || {
+            let services = self.services()?;
+            let found = services.iter().find(|found| found.namespace == namespace && found.name == service);
+            Ok(found.filter(|found| found.ports.iter().all(|port| port.ready == ready)).map(drop))
+        })
     }
 
     /// Waits until a pod is captured.
@@ -330,13 +398,12 @@ pub fn run_dir(node: &Node) -> PathBuf {
 pub fn binary(name: &str) -> Result<PathBuf> {
     let named = std::env::var_os(BIN_DIR_VARIABLE).map(PathBuf::from);
     let own = std::env::current_exe().context("cannot tell where this program is")?;
-    let dirs = named.into_iter().chain(own.ancestors().skip(1).take(2).map(Path::to_path_buf));
+    let dirs =
+        BIN_DIR.get().cloned().into_iter().chain(named).chain(own.ancestors().skip(1).take(2).map(Path::to_path_buf));
     let candidates: Vec<_> = dirs.map(|dir| dir.join(name)).collect();
-    candidates
-        .iter()
-        .find(|path| path.is_file())
-        .cloned()
-        .with_context(|| format!("{name} is not built (looked for {candidates:?}); `cargo xtask test` and `cargo xtask demo` build it"))
+    candidates.iter().find(|path| path.is_file()).cloned().with_context(|| {
+        format!("{name} is not built (looked for {candidates:?}); `cargo xtask test` and `cargo xtask demo` build it")
+    })
 }
 
 fn places(node: &Node) -> [std::ffi::OsString; 4] {

@@ -44,7 +44,12 @@ pub fn input(command: &mut Command, text: &str) -> Result<String> {
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {}", line(command)))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
-        bail!("{} ended with {}\n{text}{stdout}{}", line(command), output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{} ended with {}\n{text}{stdout}{}",
+            line(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(stdout)
 }

@@ -64,7 +64,12 @@ fn write_family(script: &mut String, family: Family, manifests: &Manifests) -> R
                     choice.push(format!("{index} : jump endpoint-{chains}"));
                     chains += 1;
                 }
-                writeln!(services, "  {matched} numgen random mod {} vmap {{ {} }}", endpoints.len(), choice.join(", "))?;
+                writeln!(
+                    services,
+                    "  {matched} numgen random mod {} vmap {{ {} }}",
+                    endpoints.len(),
+                    choice.join(", ")
+                )?;
             }
         }
     }

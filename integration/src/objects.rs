@@ -78,10 +78,19 @@ impl ServicePort {
 
 /// A Service. Without addresses it is headless.
 #[must_use]
-pub fn service(namespace: &str, name: &str, selector: &[(&str, &str)], cluster_ips: &[IpAddr], ports: &[ServicePort]) -> Value {
+pub fn service(
+    namespace: &str,
+    name: &str,
+    selector: &[(&str, &str)],
+    cluster_ips: &[IpAddr],
+    ports: &[ServicePort],
+) -> Value {
     let selector: Map<_, _> = selector.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-    let cluster_ips: Vec<_> =
-        if cluster_ips.is_empty() { vec!["None".to_owned()] } else { cluster_ips.iter().map(ToString::to_string).collect() };
+    let cluster_ips: Vec<_> = if cluster_ips.is_empty() {
+        vec!["None".to_owned()]
+    } else {
+        cluster_ips.iter().map(ToString::to_string).collect()
+    };
     let ports: Vec<_> = ports.iter().map(ServicePort::object).collect();
     json!({
         "apiVersion": "v1",
@@ -94,16 +103,14 @@ pub fn service(namespace: &str, name: &str, selector: &[(&str, &str)], cluster_i
 /// Addresses of the n-th Service, of both families.
 #[must_use]
 pub fn cluster_ips(number: u8) -> [IpAddr; 2] {
-    [
-        IpAddr::from([10, 78, 0, number]),
-        IpAddr::from([0xfd78, 0, 0, 0, 0, 0, 0, u16::from(number)]),
-    ]
+    [IpAddr::from([10, 78, 0, number]), IpAddr::from([0xfd78, 0, 0, 0, 0, 0, 0, u16::from(number)])]
 }
 
 /// The newest TrafficSplit, with backends and weights.
 #[must_use]
 pub fn traffic_split(namespace: &str, name: &str, root: &str, backends: &[(&str, u32)]) -> Value {
-    let backends: Vec<_> = backends.iter().map(|(service, weight)| json!({"service": service, "weight": weight})).collect();
+    let backends: Vec<_> =
+        backends.iter().map(|(service, weight)| json!({"service": service, "weight": weight})).collect();
     json!({
         "apiVersion": "split.smi-spec.io/v1alpha4",
         "kind": "TrafficSplit",

@@ -188,7 +188,9 @@ impl Pod {
         let mut command = self.testpod()?;
         command.arg("serve").args(["--name", &self.spec.name, "--control"]).arg(&control).args(args);
         let process = self.spawn(command)?;
-        process.wait_line("that it is ready", limits::PROCESS_READY_TIMEOUT, |line| (line == testpod::READY).then_some(()))?;
+        process.wait_line("that it is ready", limits::PROCESS_READY_TIMEOUT, |line| {
+            (line == testpod::READY).then_some(())
+        })?;
         Ok(Server { process, control })
     }
 
@@ -210,7 +212,8 @@ impl Pod {
     /// The pod as a Kubernetes object.
     #[must_use]
     pub fn object(&self, ready: bool) -> Value {
-        let ports: Vec<_> = self.spec.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port})).collect();
+        let ports: Vec<_> =
+            self.spec.ports.iter().map(|(name, port)| json!({"name": name, "containerPort": port})).collect();
         let status = if ready { "True" } else { "False" };
         json!({
             "apiVersion": "v1",

@@ -42,7 +42,11 @@ impl Process {
     /// When it cannot be started.
     pub fn start(mut command: Command, log: &Path) -> Result<Self> {
         let line = command::line(&command);
-        let stderr = File::options().create(true).append(true).open(log).with_context(|| format!("cannot open {}", log.display()))?;
+        let stderr = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("cannot open {}", log.display()))?;
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -173,7 +173,8 @@ pub(crate) fn remove_cgroup(dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Ok(());
     }
-    fs::write(dir.join("cgroup.kill"), "1").with_context(|| format!("cannot kill the processes of {}", dir.display()))?;
+    fs::write(dir.join("cgroup.kill"), "1")
+        .with_context(|| format!("cannot kill the processes of {}", dir.display()))?;
     wait::until(&format!("the processes of {} to end", dir.display()), limits::KILL_TIMEOUT, || {
         let events = fs::read_to_string(dir.join("cgroup.events"))?;
         Ok(events.lines().any(|line| line == "populated 0").then_some(()))

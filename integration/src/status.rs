@@ -129,7 +129,9 @@ impl Status {
 
     /// All that is said about an object.
     pub fn about<'a>(&'a self, kind: &'a str, name: &'a str) -> impl Iterator<Item = &'a Diagnostic> {
-        self.diagnostics.iter().filter(move |diagnostic| diagnostic.object.kind == kind && diagnostic.object.name == name)
+        self.diagnostics
+            .iter()
+            .filter(move |diagnostic| diagnostic.object.kind == kind && diagnostic.object.name == name)
     }
 
     /// How many pods are captured.
@@ -137,4 +139,63 @@ impl Status {
     pub fn captured_pods(&self) -> usize {
         self.pods.iter().filter(|pod| pod.captured).count()
     }
+}
+
+/// One Service port of `weft routes -o json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServiceRoutes {
+    /// Namespace of the root Service.
+    pub namespace: String,
+    /// Name of the root Service.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: String,
+    /// Its routes, in the order in which they are tried.
+    pub routes: Vec<Route>,
+}
+
+/// One route.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Route {
+    /// The object that it came from.
+    pub origin: ObjectRef,
+    /// Where its traffic goes.
+    pub backends: Vec<Backend>,
+}
+
+/// A share of a route.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Backend {
+    /// Service.
+    pub service: String,
+    /// Share of the traffic now.
+    pub share_percent: f64,
+    /// Endpoints that take new connections.
+    pub ready: usize,
+}
+
+/// One Service of `weft services -o json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Service {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Ports.
+    pub ports: Vec<Port>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Port {
+    /// Number.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: String,
+    /// Endpoints that take new connections.
+    pub ready: usize,
+    /// Endpoints that finish what they have.
+    pub draining: usize,
 }

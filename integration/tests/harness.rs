@@ -38,7 +38,8 @@ fn service_addresses_lead_to_every_ready_pod() -> Result<()> {
     let one = node.pod(PodSpec::new("shop", "web-1").label("app", "web").port("http", 8080))?;
     let two = node.pod(PodSpec::new("shop", "web-2").label("app", "web").port("http", 8080))?;
     let unready = node.pod(PodSpec::new("shop", "web-3").label("app", "web").port("http", 8080))?;
-    let _serving = [one.serve(&["--http", "8080"])?, two.serve(&["--http", "8080"])?, unready.serve(&["--http", "8080"])?];
+    let _serving =
+        [one.serve(&["--http", "8080"])?, two.serve(&["--http", "8080"])?, unready.serve(&["--http", "8080"])?];
     manifests.put(&meshed_namespace("shop"))?;
     for pod in [&client, &one, &two] {
         manifests.put_pod(pod)?;
@@ -49,7 +50,8 @@ fn service_addresses_lead_to_every_ready_pod() -> Result<()> {
     manifests.put(&service("shop", "empty", &[("app", "nothing")], &cluster_ips(2), &ports))?;
     node.sync_kube_proxy(&manifests)?;
     for ip in cluster_ips(1) {
-        let report = load(&client, &["--to", &std::net::SocketAddr::from((ip, 80)).to_string(), "--connections", "100"])?;
+        let report =
+            load(&client, &["--to", &std::net::SocketAddr::from((ip, 80)).to_string(), "--connections", "100"])?;
         assert_eq!(report.served, 100, "{report:?}");
         assert_eq!(report.servers.keys().collect::<Vec<_>>(), ["web-1", "web-2"], "{report:?}");
     }
@@ -58,7 +60,13 @@ fn service_addresses_lead_to_every_ready_pod() -> Result<()> {
     // From the node, as a kubelet or a host process would.
     let report: LoadReport = {
         let mut command = node.command(&weft_integration::testpod::binary()?.to_string_lossy());
-        command.args(["load", "--to", &std::net::SocketAddr::from((cluster_ips(1)[0], 80)).to_string(), "--connections", "10"]);
+        command.args([
+            "load",
+            "--to",
+            &std::net::SocketAddr::from((cluster_ips(1)[0], 80)).to_string(),
+            "--connections",
+            "10",
+        ]);
         serde_json::from_str(&command::output(&mut command)?)?
     };
     assert_eq!(report.served, 10, "{report:?}");
@@ -70,9 +78,13 @@ fn the_client_tells_what_became_of_every_connection() -> Result<()> {
     let node = Node::new("node-a")?;
     let client = node.pod(PodSpec::new("shop", "client"))?;
     let server = node.pod(PodSpec::new("shop", "server"))?;
-    let _serving = server.serve(&["--tcp", "ask:9000", "--tcp", "greet:9001", "--tcp", "reset:9002", "--tcp", "stall:9003"])?;
+    let _serving =
+        server.serve(&["--tcp", "ask:9000", "--tcp", "greet:9001", "--tcp", "reset:9002", "--tcp", "stall:9003"])?;
     let to = |port: u16| std::net::SocketAddr::from((server.ipv4(), port)).to_string();
-    let served = load(&client, &["--to", &to(9000), "--speech", "ask", "--connections", "200", "--concurrency", "200", "--hold"])?;
+    let served = load(
+        &client,
+        &["--to", &to(9000), "--speech", "ask", "--connections", "200", "--concurrency", "200", "--hold"],
+    )?;
     assert_eq!((served.served, served.servers.get("server")), (200, Some(&200)), "{served:?}");
     assert_eq!(load(&client, &["--to", &to(9001), "--speech", "listen"])?.served, 1);
     assert_eq!(load(&client, &["--to", &to(9002), "--speech", "ask"])?.reset, 1);
@@ -80,7 +92,8 @@ fn the_client_tells_what_became_of_every_connection() -> Result<()> {
     assert_eq!(load(&client, &["--to", &to(9), "--speech", "ask"])?.refused, 1);
     // A few source ports, used again and again.
     let ports = ["--source-ports", "40000-40009", "--linger-zero", "--mark", "7"];
-    let reused = load(&client, &[&["--to", &to(9000), "--speech", "ask", "--connections", "500"], &ports[..]].concat())?;
+    let reused =
+        load(&client, &[&["--to", &to(9000), "--speech", "ask", "--connections", "500"], &ports[..]].concat())?;
     assert_eq!(reused.served, 500, "{reused:?}");
     Ok(())
 }

@@ -104,7 +104,10 @@ fn bpf_toolchain() -> Result<()> {
                 .is_ok_and(|version| version.contains(&format!("LLVM version: {LLVM_MAJOR}")))
     };
     if !rustc_fits() {
-        say(&format!("{}: a rustc with the sources of `core`, which builds for the BPF target", BPF_PACKAGES.join(", ")));
+        say(&format!(
+            "{}: a rustc with the sources of `core`, which builds for the BPF target",
+            BPF_PACKAGES.join(", ")
+        ));
         apt_install(&BPF_PACKAGES)?;
         if !rustc_fits() {
             bail!("{} is not a rustc with LLVM {LLVM_MAJOR} and the sources of core", rustc.display());

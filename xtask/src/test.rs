@@ -114,7 +114,15 @@ pub(crate) fn run(args: &Args) -> Result<Totals> {
 
 /// Builds the agent, the command line tool and the test application, which tests and the demo start.
 pub(crate) fn build_binaries() -> Result<()> {
-    sh::run(sh::cargo().args(["build", "--quiet", "--package", "weft-agent", "--package", "weft-integration", "--bins"]))
+    sh::run(sh::cargo().args([
+        "build",
+        "--quiet",
+        "--package",
+        "weft-agent",
+        "--package",
+        "weft-integration",
+        "--bins",
+    ]))
 }
 
 fn heading(text: &str) {
@@ -151,9 +159,8 @@ fn count(command: &mut Command) -> Result<(Totals, bool)> {
 /// The counts in `test result: ok. 5 passed; 0 failed; 0 ignored; ...`.
 fn parse_result(line: &str) -> Option<Totals> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let number = |word: &str| {
-        counts.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok())
-    };
+    let number =
+        |word: &str| counts.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok());
     Some(Totals { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")?, broken: 0 })
 }
 

@@ -101,7 +101,8 @@ fn imports(metadata: &Metadata) -> Vec<String> {
         let Some(allowed) = rules.get(package.name.as_str()) else { continue };
         for dependency in package.dependencies.iter().filter(|dependency| dependency.path.is_some()) {
             if !allowed.contains(&dependency.name.as_str()) {
-                violations.push(format!("{} imports {}, but may import only {allowed:?}", package.name, dependency.name));
+                violations
+                    .push(format!("{} imports {}, but may import only {allowed:?}", package.name, dependency.name));
             }
         }
     }
@@ -111,18 +112,24 @@ fn imports(metadata: &Metadata) -> Vec<String> {
 /// Follows normal and build dependencies, not those of tests.
 fn below(metadata: &Metadata) -> Result<Vec<String>> {
     let resolve = metadata.resolve.as_ref().context("cargo did not resolve the dependencies")?;
-    let names: BTreeMap<_, _> = metadata.packages.iter().map(|package| (package.id.as_str(), package.name.as_str())).collect();
+    let names: BTreeMap<_, _> =
+        metadata.packages.iter().map(|package| (package.id.as_str(), package.name.as_str())).collect();
     let edges: BTreeMap<_, Vec<_>> = resolve
         .nodes
         .iter()
         .map(|node| {
-            let deps = node.deps.iter().filter(|dep| dep.dep_kinds.iter().any(|kind| kind.kind.as_deref() != Some("dev")));
+            let deps =
+                node.deps.iter().filter(|dep| dep.dep_kinds.iter().any(|kind| kind.kind.as_deref() != Some("dev")));
             (node.id.as_str(), deps.map(|dep| dep.pkg.as_str()).collect())
         })
         .collect();
     let mut violations = Vec::new();
     for (name, forbidden, why) in NEVER_BELOW {
-        let root = metadata.packages.iter().find(|package| package.name == name).with_context(|| format!("no crate {name}"))?;
+        let root = metadata
+            .packages
+            .iter()
+            .find(|package| package.name == name)
+            .with_context(|| format!("no crate {name}"))?;
         let mut reached = BTreeSet::new();
         let mut open = vec![root.id.as_str()];
         while let Some(id) = open.pop() {
@@ -132,7 +139,10 @@ fn below(metadata: &Metadata) -> Result<Vec<String>> {
         }
         let reached: BTreeSet<_> = reached.iter().filter_map(|id| names.get(id)).collect();
         violations.extend(
-            forbidden.iter().filter(|bad| reached.contains(bad)).map(|bad| format!("{name} depends on {bad}, but {why}")),
+            forbidden
+                .iter()
+                .filter(|bad| reached.contains(bad))
+                .map(|bad| format!("{name} depends on {bad}, but {why}")),
         );
     }
     Ok(violations)

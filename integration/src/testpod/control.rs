@@ -55,7 +55,8 @@ impl Counters {
 /// When the socket cannot be made.
 pub async fn serve(path: PathBuf, counters: Counters) -> Result<()> {
     std::fs::remove_file(&path).ok();
-    let listener = tokio::net::UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        tokio::net::UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
     loop {
         let (mut stream, _) = listener.accept().await?;
         let text = serde_json::to_vec(&counters.stats())?;

@@ -95,7 +95,10 @@ fn who(request: &Request<Incoming>, context: &Context) -> Response<Body> {
     let mut headers = serde_json::Map::new();
     for (name, value) in request.headers() {
         let value = String::from_utf8_lossy(value.as_bytes());
-        headers.entry(name.as_str()).and_modify(|all| *all = json!(format!("{}, {value}", all.as_str().unwrap_or("")))).or_insert(json!(value));
+        headers
+            .entry(name.as_str())
+            .and_modify(|all| *all = json!(format!("{}, {value}", all.as_str().unwrap_or(""))))
+            .or_insert(json!(value));
     }
     let body = json!({
         "name": context.name,

@@ -163,7 +163,8 @@ pub async fn run(args: LoadArgs) -> Result<LoadReport> {
     let mut report = load.report.take();
     let mut served = load.served_us.take();
     served.sort_unstable();
-    let percentile = |percent: usize| served.get((served.len() * percent / 100).min(served.len().saturating_sub(1))).copied();
+    let percentile =
+        |percent: usize| served.get((served.len() * percent / 100).min(served.len().saturating_sub(1))).copied();
     report.served_us_p50 = percentile(50).unwrap_or(0);
     report.served_us_p99 = percentile(99).unwrap_or(0);
     report.served_us_max = served.last().copied().unwrap_or(0);
@@ -238,9 +239,10 @@ fn failure(error: &std::io::Error, connected: bool) -> Outcome {
     match error.kind() {
         ErrorKind::ConnectionRefused if !connected => Outcome::Refused,
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => Outcome::Reset,
-        _ => Outcome::Failed(error.raw_os_error().map_or_else(|| format!("{:?}", error.kind()), |code| {
-            rustix::io::Errno::from_raw_os_error(code).to_string()
-        })),
+        _ => Outcome::Failed(error.raw_os_error().map_or_else(
+            || format!("{:?}", error.kind()),
+            |code| rustix::io::Errno::from_raw_os_error(code).to_string(),
+        )),
     }
 }
 
@@ -274,8 +276,7 @@ async fn connect(args: &LoadArgs, number: u64, target: SocketAddr) -> std::io::R
     }
     if let Some(PortRange { first, last }) = args.source_ports {
         let port = first + u16::try_from(number % (u64::from(last - first) + 1)).unwrap_or(0);
-        let any: SocketAddr =
-            if target.is_ipv4() { ([0, 0, 0, 0], port).into() } else { ([0u16; 8], port).into() };
+        let any: SocketAddr = if target.is_ipv4() { ([0, 0, 0, 0], port).into() } else { ([0u16; 8], port).into() };
         socket.set_reuse_address(true)?;
         socket.bind(&any.into())?;
     }
@@ -299,7 +300,9 @@ fn http_outcome(answer: &[u8]) -> std::io::Result<Outcome> {
         return Err(broken());
     }
     let server = match serde_json::from_str::<serde_json::Value>(body) {
-        Ok(serde_json::Value::Object(who)) => who.get("name").and_then(|name| name.as_str()).unwrap_or_default().to_owned(),
+        Ok(serde_json::Value::Object(who)) => {
+            who.get("name").and_then(|name| name.as_str()).unwrap_or_default().to_owned()
+        }
         _ => body.split_whitespace().next().unwrap_or_default().to_owned(),
     };
     Ok(Outcome::Served { server, status: Some(status) })
