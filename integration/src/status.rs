@@ -113,6 +113,9 @@ pub struct FileError {
     /// Line.
     #[serde(default)]
     pub line: Option<u64>,
+    /// The object, as `TrafficSplit shop/web`.
+    #[serde(default)]
+    pub object: String,
     /// Field.
     #[serde(default)]
     pub field: Option<String>,

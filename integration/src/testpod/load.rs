@@ -24,6 +24,8 @@ use super::LoadReport;
 pub enum Speech {
     /// One HTTP/1.1 request with `Connection: close`.
     Http,
+    /// One HTTP/1.1 request on a connection that stays open afterwards.
+    KeepHttp,
     /// One byte; the answer is a line (the server's habit `ask`).
     Ask,
     /// Nothing; the answer is a line (the server's habit `greet`).
@@ -38,10 +40,11 @@ impl FromStr for Speech {
     fn from_str(text: &str) -> Result<Self> {
         Ok(match text {
             "http" => Self::Http,
+            "keep-http" => Self::KeepHttp,
             "ask" => Self::Ask,
             "listen" => Self::Listen,
             "connect" => Self::Connect,
-            _ => bail!("{text:?} is not http, ask, listen or connect"),
+            _ => bail!("{text:?} is not http, keep-http, ask, listen or connect"),
         })
     }
 }
@@ -78,7 +81,7 @@ pub struct LoadArgs {
     /// How many at one time.
     #[arg(long, default_value_t = 1)]
     pub concurrency: u64,
-    /// What is said: http, ask, listen or connect.
+    /// What is said: http, keep-http, ask, listen or connect.
     #[arg(long, default_value = "http")]
     pub speech: Speech,
     /// Path of the request.
@@ -254,10 +257,23 @@ async fn converse(args: &LoadArgs, number: u64, stream: &mut Option<TcpStream>) 
     let answer = match args.speech {
         Speech::Connect => return Ok(Outcome::Served { server: String::new(), status: None }),
         Speech::Http => {
-            connected.write_all(request(args).as_bytes()).await?;
+            connected.write_all(request(args, "close").as_bytes()).await?;
             let mut answer = Vec::new();
             connected.read_to_end(&mut answer).await?;
             return http_outcome(&answer);
+        }
+        Speech::KeepHttp => {
+            connected.write_all(request(args, "keep-alive").as_bytes()).await?;
+            let mut answer = Vec::new();
+            loop {
+                if connected.read_buf(&mut answer).await? == 0 {
+                    return http_outcome(&answer);
+                }
+                // Incomplete so far, unless it says otherwise.
+                if let Ok(outcome) = http_outcome(&answer) {
+                    return Ok(outcome);
+                }
+            }
         }
         Speech::Ask => {
             connected.write_all(b"?").await?;
@@ -283,9 +299,9 @@ async fn connect(args: &LoadArgs, number: u64, target: SocketAddr) -> std::io::R
     tokio::net::TcpSocket::from_std_stream(socket.into()).connect(target).await
 }
 
-fn request(args: &LoadArgs) -> String {
+fn request(args: &LoadArgs, connection: &str) -> String {
     let headers: String = args.headers.iter().map(|header| format!("{header}\r\n")).collect();
-    format!("GET {} HTTP/1.1\r\nHost: {}\r\n{headers}Connection: close\r\n\r\n", args.path, args.host)
+    format!("GET {} HTTP/1.1\r\nHost: {}\r\n{headers}Connection: {connection}\r\n\r\n", args.path, args.host)
 }
 
 /// A complete response: the server's name is the first word of the body (or the name in `/who`'s JSON).

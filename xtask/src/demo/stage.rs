@@ -22,6 +22,9 @@ const POD_PORT: &str = "8080";
 /// Numbers of the Services' addresses.
 const SERVICES: [(&str, u8); 3] = [("web", 1), ("web_v1", 11), ("web_v2", 12)];
 
+/// Services with their shares in percent.
+type Shares = Vec<(String, f64)>;
+
 /// A server pod.
 struct WebPod {
     version: &'static str,
@@ -191,7 +194,7 @@ impl Stage {
     }
 
     /// The splits as written: name, and each backend's share in percent.
-    fn splits(&self) -> Result<Vec<(String, Vec<(String, f64)>)>> {
+    fn splits(&self) -> Result<Vec<(String, Shares)>> {
         #[derive(Deserialize)]
         struct Split {
             metadata: Metadata,
