@@ -265,10 +265,10 @@ impl Server {
         serde_json::from_str(&text).context("cannot read the server's statistics")
     }
 
-    /// The process.
+    /// Process id.
     #[must_use]
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 }
 

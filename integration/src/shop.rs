@@ -12,7 +12,7 @@ use crate::{
     Agent, AgentOptions, Manifests, Node, Pod, PodSpec, Process, command,
     objects::{ServicePort, cluster_ips, meshed_namespace_failing, service},
     pod::Server,
-    testpod::{LoadReport, ServerStats},
+    testpod::{LoadReport, ServerStats, talk::Transcript},
 };
 
 /// The namespace of everything in the shop.
@@ -52,6 +52,12 @@ impl WebPod {
     /// When it does not answer.
     pub fn stats(&self) -> Result<ServerStats> {
         self.server.stats()
+    }
+
+    /// The application's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
     }
 }
 
@@ -217,6 +223,20 @@ impl Shop {
     /// When the client fails as a program.
     pub fn load(&self, args: &[&str]) -> Result<LoadReport> {
         load(&self.client, args)
+    }
+
+    /// A scripted conversation of the client; see [`crate::testpod::talk`].
+    ///
+    /// # Errors
+    /// When the client fails as a program.
+    pub fn talk(&self, to: &str, steps: &[&str]) -> Result<Transcript> {
+        let mut command = self.client.testpod()?;
+        command.args(["talk", "--to", to]);
+        for step in steps {
+            command.args(["--step", step]);
+        }
+        let output = command::output(&mut command)?;
+        serde_json::from_str(&output).with_context(|| format!("cannot read the transcript {output:?}"))
     }
 
     /// curl in the client pod, quiet but for errors; its output.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 pub mod control;
 pub mod http_server;
 pub mod load;
+pub mod talk;
 pub mod tcp_server;
 pub mod watch;
 

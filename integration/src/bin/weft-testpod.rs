@@ -12,6 +12,7 @@ use weft_integration::testpod::{
     control::Counters,
     http_server,
     load::{self, LoadArgs},
+    talk::{self, TalkArgs},
     tcp_server::{self, TcpPort},
     watch::{self, WatchArgs},
 };
@@ -45,6 +46,8 @@ enum Verb {
     },
     /// Make connections and report what became of them, as JSON.
     Load(Box<LoadArgs>),
+    /// Have a scripted conversation and report it, as JSON.
+    Talk(TalkArgs),
     /// Ask again and again, and tell when another server answers.
     Watch(WatchArgs),
 }
@@ -57,6 +60,10 @@ fn main() -> Result<()> {
             Verb::Serve { name, http, tcp, control } => serve(&name, &http, &tcp, control).await,
             Verb::Load(args) => {
                 println!("{}", serde_json::to_string(&load::run(*args).await?)?);
+                Ok(())
+            }
+            Verb::Talk(args) => {
+                println!("{}", serde_json::to_string(&talk::run(args).await?)?);
                 Ok(())
             }
             Verb::Watch(args) => watch::run(args).await,
