@@ -284,10 +284,6 @@ impl<K: Pod, V: Pod> Map<K, V> {
         Ok(Self { fd, max_entries: info.max_entries, types: PhantomData })
     }
 
-    pub(crate) fn max_entries(&self) -> u32 {
-        self.max_entries
-    }
-
     pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {
         self.read(MAP_LOOKUP_ELEM, key)
     }
@@ -393,7 +389,8 @@ impl<K: Pod, V: Pod> PerCpuMap<K, V> {
         {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "key or value has another size"));
         }
-        let cpus = aya::util::nr_cpus().map_err(|(path, error)| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+        let cpus =
+            aya::util::nr_cpus().map_err(|(path, error)| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         Ok(Self { fd, cpus, types: PhantomData })
     }
 

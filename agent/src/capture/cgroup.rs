@@ -11,7 +11,7 @@ use std::{
 use super::{
     bpf::{self, attach_type},
     error::CaptureError,
-    limits::{CGROUPS_SCANNED_MAX, CGROUP_PROGRAMS_MAX, PODS_CGROUP_DEPTH_MAX},
+    limits::{CGROUP_PROGRAMS_MAX, CGROUPS_SCANNED_MAX, PODS_CGROUP_DEPTH_MAX},
 };
 
 /// Where systemd mounts the unified hierarchy: beside the old ones, or instead of them.
@@ -92,7 +92,11 @@ fn pods_cgroup(root: &Path) -> Option<PathBuf> {
 
 fn children(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// A connect program of somebody else's that sees connections before ours does.

@@ -43,7 +43,8 @@ pub fn flow_key(netns_cookie: u64, local: SocketAddr, remote: SocketAddr) -> Flo
 /// The first IPv4 and the first IPv6 address, as `PodConfig` wants them.
 #[must_use]
 pub fn own_addresses(ips: &[IpAddr]) -> (Addr, Addr) {
-    let first = |v4: bool| ips.iter().map(IpAddr::to_canonical).find(|ip| ip.is_ipv4() == v4).map_or_else(Addr::default, addr);
+    let first =
+        |v4: bool| ips.iter().map(IpAddr::to_canonical).find(|ip| ip.is_ipv4() == v4).map_or_else(Addr::default, addr);
     (first(true), first(false))
 }
 
@@ -83,7 +84,8 @@ mod tests {
 
     #[test]
     fn own_addresses_are_the_first_of_each_family() {
-        let ips: Vec<IpAddr> = ["10.0.0.1", "fd00::1", "10.0.0.2"].iter().map(|ip| ip.parse().expect("address")).collect();
+        let ips: Vec<IpAddr> =
+            ["10.0.0.1", "fd00::1", "10.0.0.2"].iter().map(|ip| ip.parse().expect("address")).collect();
         assert_eq!(own_addresses(&ips), (addr(ips[0]), addr(ips[1])));
         assert_eq!(own_addresses(&ips[1..2]), (Addr::default(), addr(ips[1])));
     }

@@ -1,9 +1,6 @@
 //! What sockets a namespace has, by sock_diag.
 
-use std::{
-    io,
-    net::SocketAddr,
-};
+use std::{io, net::SocketAddr};
 
 use netlink_packet_sock_diag::{
     SockDiagMessage,
@@ -82,4 +79,3 @@ impl Diag {
         }
     }
 }
-

@@ -29,7 +29,9 @@ pub enum CaptureError {
         path: PathBuf,
     },
     /// The kernel lacks something that capture cannot do without.
-    #[error("the kernel refuses {hook}, which needs Linux {needs} or later with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF (this is {running})")]
+    #[error(
+        "the kernel refuses {hook}, which needs Linux {needs} or later with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF (this is {running})"
+    )]
     MissingHook {
         /// The hook.
         hook: &'static str,
@@ -138,7 +140,9 @@ pub enum PodError {
     #[error("pod {0} is not captured")]
     NotAttached(WorkloadId),
     /// Somebody else listens where the agent wants to.
-    #[error("port {port} of the loopback address is in use in the pod's network namespace (IPv{ip_version}); weft reserves it")]
+    #[error(
+        "port {port} of the loopback address is in use in the pod's network namespace (IPv{ip_version}); weft reserves it"
+    )]
     PortInUse {
         /// The port.
         port: u16,
@@ -184,7 +188,10 @@ impl PodError {
     /// Whether trying again may help although nothing of the pod's changed.
     #[must_use]
     pub fn retryable(&self) -> bool {
-        !matches!(self, Self::HostNetns { .. } | Self::NoCgroup | Self::NoAddress | Self::Attached(_) | Self::NotAttached(_))
+        !matches!(
+            self,
+            Self::HostNetns { .. } | Self::NoCgroup | Self::NoAddress | Self::Attached(_) | Self::NotAttached(_)
+        )
     }
 }
 

@@ -41,14 +41,19 @@ impl Listeners {
 
     /// Whether every listener is there that [`open`](Self::open) would make.
     pub(crate) fn complete(&self, inbound: bool) -> bool {
-        let has = |listeners: &[(u32, TcpListener)]| versions().all(|want| listeners.iter().any(|(version, _)| *version == want));
+        let has = |listeners: &[(u32, TcpListener)]| {
+            versions().all(|want| listeners.iter().any(|(version, _)| *version == want))
+        };
         has(&self.outbound) && (!inbound || has(&self.inbound))
     }
 
     /// More descriptors for the same sockets.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         let again = |listeners: &[(u32, TcpListener)]| {
-            listeners.iter().map(|(version, socket)| Ok((*version, socket.try_clone()?))).collect::<io::Result<Vec<_>>>()
+            listeners
+                .iter()
+                .map(|(version, socket)| Ok((*version, socket.try_clone()?)))
+                .collect::<io::Result<Vec<_>>>()
         };
         Ok(Self { outbound: again(&self.outbound)?, inbound: again(&self.inbound)? })
     }

@@ -1,9 +1,6 @@
 //! A netlink socket that asks and waits for the answer. It speaks to the namespace in which it was made, from any thread.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-};
+use std::{io, os::fd::OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -36,10 +33,11 @@ impl Netlink {
     /// Opens one in the namespace that this thread is in.
     pub(crate) fn open(family: Family) -> io::Result<Self> {
         let protocol = match family {
-            Family::Route => netlink::ROUTE,
-            Family::SockDiag => netlink::SOCK_DIAG,
+            // NETLINK_ROUTE is protocol 0, the default.
+            Family::Route => None,
+            Family::SockDiag => Some(netlink::SOCK_DIAG),
         };
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(NETLINK_TIMEOUT))?;
         Ok(Self { socket, buffer: vec![0; NETLINK_BUFFER_BYTES], sequence: 0 })
     }
@@ -101,7 +99,9 @@ impl Netlink {
                 match answer.payload {
                     NetlinkPayload::InnerMessage(found) => each(found),
                     NetlinkPayload::Error(error) => {
-                        return error.code.map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code.get().wrapping_neg())));
+                        return error
+                            .code
+                            .map_or(Ok(()), |code| Err(io::Error::from_raw_os_error(code.get().wrapping_neg())));
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Overrun(_) => return Err(io::Error::other("the kernel lost its answer")),

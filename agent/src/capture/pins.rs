@@ -9,8 +9,8 @@ use std::{
 };
 
 use weft_abi::{
-    ABI_VERSION, Addr, DestKey, DestVerdict, FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats, Settings,
-    SocketState, counter, limits, map_name,
+    ABI_VERSION, Addr, DestKey, DestVerdict, FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats,
+    Settings, SocketState, counter, limits, map_name,
 };
 
 use super::{
@@ -116,12 +116,17 @@ impl Pins {
         }
         let object = bpf::open_pinned(path).map_err(|error| wrong(format!("is not a pinned BPF object ({error})")))?;
         let Some(shape) = shape else {
-            return if bpf::is_link(object.as_fd()).unwrap_or(false) { Ok(()) } else { Err(wrong("is not a link".to_owned())) };
+            return if bpf::is_link(object.as_fd()).unwrap_or(false) {
+                Ok(())
+            } else {
+                Err(wrong("is not a link".to_owned()))
+            };
         };
         if !bpf::is_map(object.as_fd()).unwrap_or(false) {
             return Err(wrong("is not a map".to_owned()));
         }
-        let info = bpf::map_info(object.as_fd()).map_err(CaptureError::kernel(format!("inspect {}", path.display())))?;
+        let info =
+            bpf::map_info(object.as_fd()).map_err(CaptureError::kernel(format!("inspect {}", path.display())))?;
         shape.compare(&info).map_err(wrong)
     }
 
@@ -140,7 +145,11 @@ impl Pins {
 
     /// Directories of other ABI versions.
     pub(crate) fn other_versions(&self) -> Vec<PathBuf> {
-        entries(&self.root).unwrap_or_default().into_iter().filter(|path| is_version(path) && *path != self.dir).collect()
+        entries(&self.root)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|path| is_version(path) && *path != self.dir)
+            .collect()
     }
 }
 

@@ -128,7 +128,13 @@ impl CaptureSockets {
 
     /// Binds a transparent socket to the client's address and a port of the block that nobody uses. Binding works from any
     /// namespace: the socket stays where it was made.
-    fn bind(&self, socket: &Socket, pod: &PodSockets, endpoints: Endpoints, client: SocketAddr) -> Result<PortLease, SocketError> {
+    fn bind(
+        &self,
+        socket: &Socket,
+        pod: &PodSockets,
+        endpoints: Endpoints,
+        client: SocketAddr,
+    ) -> Result<PortLease, SocketError> {
         let exhausted =
             || SocketError::PortsExhausted { client: endpoints.client, to: endpoints.to, limit: self.leases.limit() };
         // Leases of ports that turned out to be busy are kept until the end, so that none is tried twice.
@@ -168,11 +174,8 @@ impl SocketFactory for CaptureSockets {
     }
 
     fn started(&self, socket: &DialSocket, _dial: &Dial<'_>) -> Result<(), SocketError> {
-        let state = self
-            .storage
-            .get(&socket.socket.as_raw_fd())
-            .map_err(kernel("read a socket's tag"))?
-            .unwrap_or_default();
+        let state =
+            self.storage.get(&socket.socket.as_raw_fd()).map_err(kernel("read a socket's tag"))?.unwrap_or_default();
         let recorded = state.derived == derived::BYPASS || state.derived == derived::ENDED;
         if state.kind != socket_kind::AGENT || (state.bypass_netns != 0 && !recorded) {
             return Err(SocketError::BypassFull);

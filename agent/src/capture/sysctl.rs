@@ -207,7 +207,11 @@ mod tests {
             vec![],
             vec![(80, 80)],
             vec![(block.0 - 10, block.0 + 10)],
-            vec![(block.0 + 5, block.0 + 5), (block.0 + 9, block.0 + 20), (ports::REDIRECT_FIRST, ports::REDIRECT_FIRST)],
+            vec![
+                (block.0 + 5, block.0 + 5),
+                (block.0 + 9, block.0 + 20),
+                (ports::REDIRECT_FIRST, ports::REDIRECT_FIRST),
+            ],
         ] {
             let was: Vec<(u16, u16)> = intersections(&before)
                 .iter()

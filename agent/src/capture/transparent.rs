@@ -126,9 +126,13 @@ mod tests {
     #[test]
     fn other_endpoints_have_ports_of_their_own() {
         let leases = PortLeases::new(BLOCK);
-        let pairs =
-            [endpoints("10.0.0.1", "10.0.0.2:80"), endpoints("10.0.0.1", "10.0.0.2:81"), endpoints("10.0.0.3", "10.0.0.2:80")];
-        let held: Vec<_> = pairs.iter().flat_map(|pair| (0..4).map(|_| leases.lease(*pair, 0).expect("free"))).collect();
+        let pairs = [
+            endpoints("10.0.0.1", "10.0.0.2:80"),
+            endpoints("10.0.0.1", "10.0.0.2:81"),
+            endpoints("10.0.0.3", "10.0.0.2:80"),
+        ];
+        let held: Vec<_> =
+            pairs.iter().flat_map(|pair| (0..4).map(|_| leases.lease(*pair, 0).expect("free"))).collect();
         assert_eq!(held.len(), 12);
     }
 
