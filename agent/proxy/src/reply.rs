@@ -1,0 +1,209 @@
+//! Answers that the mesh itself makes. Every one has a header `weft-reason` with a stable word and one line that says who and why.
+
+use std::fmt;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+/// The header that tells the mesh's own answers from an application's.
+pub const REASON_HEADER: HeaderName = HeaderName::from_static("weft-reason");
+
+/// Why the mesh answered by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No backend of the split has a ready endpoint.
+    NoEndpoints,
+    /// Every backend of the split has weight zero or does not exist.
+    SplitZero,
+    /// Connecting failed, to every endpoint that was tried.
+    ConnectFailed,
+    /// The Service or pod of a live connection is gone.
+    DestinationGone,
+    /// The worker's bound on dials was met for longer than a connect may take.
+    DialsExhausted,
+    /// The upstream connection ended before a response.
+    UpstreamReset,
+    /// The upstream's response breaks the protocol.
+    UpstreamProtocol,
+    /// The destination's inbound policy denies it.
+    Denied,
+    /// The request cannot be parsed.
+    MalformedRequest,
+    /// The request's body cannot be parsed.
+    MalformedBody,
+    /// No `Host`.
+    HostMissing,
+    /// Several `Host` fields, or one that cannot be read or is not the target's.
+    HostInvalid,
+    /// Both `Content-Length` and `Transfer-Encoding`.
+    FramingConflict,
+    /// A transfer coding other than one `chunked`.
+    TransferCoding,
+    /// The request target is none that a server takes.
+    TargetInvalid,
+    /// `Connection` names a field that is not its to name.
+    ConnectionInvalid,
+    /// The request's head is too large.
+    HeadTooLarge,
+    /// The request's target is too long.
+    TargetTooLong,
+    /// The request's head took too long.
+    HeadTimeout,
+    /// `CONNECT`.
+    ConnectMethod,
+}
+
+impl Reason {
+    pub(crate) const ALL: [Self; 20] = [
+        Self::NoEndpoints,
+        Self::SplitZero,
+        Self::ConnectFailed,
+        Self::DestinationGone,
+        Self::DialsExhausted,
+        Self::UpstreamReset,
+        Self::UpstreamProtocol,
+        Self::Denied,
+        Self::MalformedRequest,
+        Self::MalformedBody,
+        Self::HostMissing,
+        Self::HostInvalid,
+        Self::FramingConflict,
+        Self::TransferCoding,
+        Self::TargetInvalid,
+        Self::ConnectionInvalid,
+        Self::HeadTooLarge,
+        Self::TargetTooLong,
+        Self::HeadTimeout,
+        Self::ConnectMethod,
+    ];
+
+    /// The word in `weft-reason` and in metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "no_endpoints",
+            Self::SplitZero => "split_zero",
+            Self::ConnectFailed => "connect_failed",
+            Self::DestinationGone => "destination_gone",
+            Self::DialsExhausted => "dials_exhausted",
+            Self::UpstreamReset => "upstream_reset",
+            Self::UpstreamProtocol => "upstream_protocol",
+            Self::Denied => "denied",
+            Self::MalformedRequest => "malformed_request",
+            Self::MalformedBody => "malformed_body",
+            Self::HostMissing => "host_missing",
+            Self::HostInvalid => "host_invalid",
+            Self::FramingConflict => "framing_conflict",
+            Self::TransferCoding => "transfer_coding",
+            Self::TargetInvalid => "target_invalid",
+            Self::ConnectionInvalid => "connection_invalid",
+            Self::HeadTooLarge => "head_too_large",
+            Self::TargetTooLong => "target_too_long",
+            Self::HeadTimeout => "head_timeout",
+            Self::ConnectMethod => "connect_method",
+        }
+    }
+
+    /// The status that goes with it.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::NoEndpoints | Self::SplitZero | Self::ConnectFailed | Self::DestinationGone | Self::DialsExhausted => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
+            Self::Denied => StatusCode::FORBIDDEN,
+            Self::MalformedRequest
+            | Self::MalformedBody
+            | Self::HostMissing
+            | Self::HostInvalid
+            | Self::FramingConflict
+            | Self::TargetInvalid
+            | Self::ConnectionInvalid => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TransferCoding | Self::ConnectMethod => StatusCode::NOT_IMPLEMENTED,
+        }
+    }
+
+    /// Whether the client's connection cannot be trusted after this: where its next request begins is not known.
+    pub(crate) fn closes(self) -> bool {
+        matches!(
+            self,
+            Self::MalformedRequest
+                | Self::MalformedBody
+                | Self::HostMissing
+                | Self::HostInvalid
+                | Self::FramingConflict
+                | Self::TransferCoding
+                | Self::TargetInvalid
+                | Self::ConnectionInvalid
+                | Self::HeadTooLarge
+                | Self::TargetTooLong
+                | Self::HeadTimeout
+                | Self::ConnectMethod
+        )
+    }
+}
+
+/// An answer of the mesh's own.
+#[derive(Debug)]
+pub(crate) struct LocalReply {
+    pub(crate) reason: Reason,
+    /// What happened to what, as one line.
+    pub(crate) detail: String,
+}
+
+impl LocalReply {
+    pub(crate) fn new(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self { reason, detail: detail.to_string() }
+    }
+
+    /// The response; its body is given back beside it, because bodies have their own type.
+    pub(crate) fn into_parts(self) -> (Response<()>, Bytes) {
+        let body = Bytes::from(format!("weft: {}\n", self.detail));
+        let mut response = Response::new(());
+        *response.status_mut() = self.reason.status();
+        let headers = response.headers_mut();
+        headers.insert(REASON_HEADER, HeaderValue::from_static(self.reason.word()));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if self.reason.closes() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        (response, body)
+    }
+}
+
+/// The whole answer as it goes over the wire, for the few that are made where there is no request: the parser refused, or time ran out.
+pub(crate) fn raw(reason: Reason, detail: &str) -> Bytes {
+    let (status, word) = (reason.status(), reason.word());
+    let length = "weft: \n".len() + detail.len();
+    Bytes::from(format!(
+        "HTTP/1.1 {status}\r\n{REASON_HEADER}: {word}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\nconnection: close\r\n\r\nweft: {detail}\n"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_word_and_place() {
+        let words: std::collections::HashSet<_> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index, "{reason:?} indexes another reason's counter");
+            assert!(reason.status().is_client_error() || reason.status().is_server_error());
+        }
+    }
+
+    #[test]
+    fn raw_reply_has_the_length_that_it_says() {
+        let raw = raw(Reason::HeadTooLarge, "too much");
+        let text = std::str::from_utf8(&raw).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"), "{head}");
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+    }
+}

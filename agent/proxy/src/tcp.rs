@@ -1,0 +1,171 @@
+//! Carries an opaque connection: bytes both ways, an end as an end, a reset as a reset. Knows no policy.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io,
+    net::Shutdown,
+    pin::pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream};
+
+use crate::{
+    dial,
+    flows::{Flow, bump},
+    limits::{COPY_BUFFER_BYTES, COPY_TURN_READS},
+};
+
+/// How an opaque connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Both sides said all that they had to say.
+    Finished,
+    /// One side was reset or failed; the other one was reset too.
+    Reset,
+    /// The worker ended it; both sides were reset.
+    Cut,
+}
+
+/// The buffer that all opaque connections of a worker read into. Only what cannot be written at once is kept elsewhere, so an idle
+/// connection has no buffer at all.
+#[derive(Debug)]
+pub(crate) struct Scratch(RefCell<Box<[u8]>>);
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self(RefCell::new(vec![0; COPY_BUFFER_BYTES].into_boxed_slice()))
+    }
+}
+
+/// One side of a connection, with bytes of it that were read, and counted, already.
+#[derive(Debug)]
+pub(crate) struct Side {
+    pub(crate) stream: TcpStream,
+    pub(crate) early: Bytes,
+}
+
+/// Carries bytes until both sides have ended.
+pub(crate) async fn splice(downstream: Side, upstream: Side, flow: &Flow, scratch: &Scratch) -> End {
+    let end = {
+        let (down, up) = (&downstream.stream, &upstream.stream);
+        let mut out = Pump::new(down, up, downstream.early, &flow.bytes_sent);
+        let mut back = Pump::new(up, down, upstream.early, &flow.bytes_received);
+        let both = poll_fn(|cx| {
+            let (out, back) = (out.poll(cx, scratch), back.poll(cx, scratch));
+            match (out, back) {
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(End::Reset),
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Finished),
+                _ => Poll::Pending,
+            }
+        });
+        // A reset shows in a read or a write, unless that direction is blocked or over: then only as an error of the socket.
+        tokio::select! {
+            biased;
+            end = both => end,
+            () = flow.control.cut() => End::Cut,
+            () = failed(down) => End::Reset,
+            () = failed(up) => End::Reset,
+        }
+    };
+    if end != End::Finished {
+        dial::reset(downstream.stream);
+        dial::reset(upstream.stream);
+    }
+    end
+}
+
+async fn failed(stream: &TcpStream) {
+    if stream.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// One direction.
+struct Pump<'a> {
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    /// Read, and not written yet; at most [`COPY_BUFFER_BYTES`].
+    held: Bytes,
+    ended: bool,
+    done: bool,
+    count: &'a Cell<u64>,
+}
+
+impl<'a> Pump<'a> {
+    fn new(from: &'a TcpStream, to: &'a TcpStream, early: Bytes, count: &'a Cell<u64>) -> Self {
+        Self { from, to, held: early, ended: false, done: false, count }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, scratch: &Scratch) -> Poll<io::Result<()>> {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        let mut scratch = scratch.0.borrow_mut();
+        for _ in 0..COPY_TURN_READS {
+            while !self.held.is_empty() {
+                match self.to.try_write(&self.held) {
+                    Ok(written) => drop(self.held.split_to(written)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.to.poll_write_ready(cx))?,
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+            // Gives the memory back.
+            self.held = Bytes::new();
+            if self.ended {
+                SockRef::from(self.to).shutdown(Shutdown::Write)?;
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+            match self.from.try_read(&mut scratch) {
+                Ok(0) => self.ended = true,
+                Ok(read) => {
+                    bump(self.count, read);
+                    let written = match self.to.try_write(&scratch[..read]) {
+                        Ok(written) => written,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                        Err(error) => return Poll::Ready(Err(error)),
+                    };
+                    if written < read {
+                        self.held = Bytes::copy_from_slice(&scratch[written..read]);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.from.poll_read_ready(cx))?,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        // Others first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// Shuts down the sending side and reads what still comes, for a bounded while: closing with unread bytes would reset the
+/// connection and could take the last answer with it.
+pub(crate) async fn linger(stream: TcpStream, scratch: &Scratch) {
+    if SockRef::from(&stream).shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let mut left = crate::limits::LINGER_BYTES_MAX;
+    let drained = pin!(poll_fn(|cx| {
+        loop {
+            let read = match stream.try_read(&mut scratch.0.borrow_mut()) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match ready!(stream.poll_read_ready(cx)) {
+                    Ok(()) => continue,
+                    Err(_) => 0,
+                },
+                Err(_) => 0,
+            };
+            left = left.saturating_sub(read);
+            if read == 0 || left == 0 {
+                return Poll::Ready(());
+            }
+        }
+    }));
+    // What is left after that long is the client's loss.
+    let _ = tokio::time::timeout(crate::limits::LINGER_TIMEOUT, drained).await;
+}

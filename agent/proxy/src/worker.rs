@@ -1,0 +1,343 @@
+//! One worker: a thread with a runtime of its own, and everything that its connections share. Workers share nothing with each other
+//! but listeners, snapshots and metrics.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, hash_map::Entry},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::LocalSet,
+};
+use weft_policy::{
+    endpoints::Endpoint,
+    inbound::{Basis, Verdict},
+    names::WorkloadId,
+    snapshot::{Snapshot, SnapshotCell},
+};
+
+use crate::{
+    balance::Balancer,
+    config::ProxyConfig,
+    drain::{DrainReport, Phase},
+    flows::{Direction, FlowRow, FlowTable},
+    limits,
+    listener::{self, Listeners, Stop},
+    metrics::{Limit, Metrics, PodCells},
+    pool::Pool,
+    socket::{FlowSource, LocalPod, PodListeners, SocketFactory},
+    tcp::Scratch,
+};
+
+/// What the control thread asks of a worker.
+pub(crate) enum Command {
+    AddPod(PodListeners),
+    RemovePod(WorkloadId),
+    Flows { limit: usize, answer: oneshot::Sender<Vec<FlowRow>> },
+    StopAccepting { answer: oneshot::Sender<()> },
+    Drain { within: Duration, answer: oneshot::Sender<DrainReport> },
+    Shutdown,
+}
+
+/// When a worker last showed that it lives: written by it, read by the control thread.
+#[derive(Debug)]
+pub(crate) struct Heartbeat {
+    epoch: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Heartbeat {
+    pub(crate) fn new(epoch: Instant) -> Self {
+        let heartbeat = Self { epoch, last_ms: AtomicU64::new(0) };
+        heartbeat.beat();
+        heartbeat
+    }
+
+    fn beat(&self) {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.epoch.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
+    }
+}
+
+/// What workers are made from.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) config: Arc<ProxyConfig>,
+    pub(crate) snapshots: Arc<SnapshotCell>,
+    pub(crate) sockets: Arc<dyn SocketFactory>,
+    pub(crate) captured: Arc<dyn FlowSource>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What all connections of one worker share.
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) config: Arc<ProxyConfig>,
+    pub(crate) snapshots: Arc<SnapshotCell>,
+    pub(crate) sockets: Arc<dyn SocketFactory>,
+    pub(crate) captured: Arc<dyn FlowSource>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) flows: Rc<FlowTable>,
+    pub(crate) balancer: RefCell<Balancer>,
+    pub(crate) scratch: Scratch,
+    /// Room for downstream connections.
+    pub(crate) connections: Arc<Semaphore>,
+    /// Room for connects under way.
+    pub(crate) dials: Semaphore,
+    pub(crate) warnings: Warnings,
+    pods: RefCell<HashMap<WorkloadId, Rc<Pod>>>,
+    /// The snapshot that inbound steps were last taken with.
+    snapshot: RefCell<Arc<Snapshot>>,
+    heartbeat: Arc<Heartbeat>,
+}
+
+/// What one worker has for one pod.
+pub(crate) struct Pod {
+    pub(crate) pod: Arc<LocalPod>,
+    pub(crate) cells: PodCells,
+    pub(crate) pool: Pool,
+    pub(crate) listeners: Listeners,
+}
+
+impl Worker {
+    fn new(index: usize, parts: Parts, heartbeat: Arc<Heartbeat>) -> Self {
+        Self {
+            index,
+            connections: Arc::new(Semaphore::new(parts.config.downstream_connections_max)),
+            dials: Semaphore::new(parts.config.dials_max),
+            config: parts.config,
+            snapshot: RefCell::new(parts.snapshots.load()),
+            snapshots: parts.snapshots,
+            sockets: parts.sockets,
+            captured: parts.captured,
+            metrics: parts.metrics,
+            flows: Rc::default(),
+            balancer: RefCell::new(Balancer::new(fastrand::u64(..))),
+            scratch: Scratch::default(),
+            warnings: Warnings::default(),
+            pods: RefCell::default(),
+            heartbeat,
+        }
+    }
+
+    /// The worker's state for a pod. A pod without listeners of its own shares another one's namespace.
+    pub(crate) fn pod(&self, pod: &Arc<LocalPod>) -> Rc<Pod> {
+        match self.pods.borrow_mut().entry(pod.id.clone()) {
+            Entry::Occupied(entry) => Rc::clone(entry.get()),
+            Entry::Vacant(entry) => Rc::clone(entry.insert(Rc::new(Pod {
+                pod: Arc::clone(pod),
+                cells: self.metrics.pod_cells(pod),
+                pool: Pool::default(),
+                listeners: Listeners::default(),
+            }))),
+        }
+    }
+
+    /// The inbound step: what the destination's own policy says. A captured workload without a plan takes nothing.
+    pub(crate) fn authorize(&self, workload: &WorkloadId) -> Result<(), Denied> {
+        let mut snapshot = self.snapshot.borrow_mut();
+        if snapshot.generation != self.snapshots.generation() {
+            *snapshot = self.snapshots.load();
+        }
+        match snapshot.inbound.get(workload).map(|plan| plan.authorize()) {
+            Some(Verdict::Allow(_)) => Ok(()),
+            Some(Verdict::Deny(basis)) => Err(Denied::By(basis)),
+            None => Err(Denied::NoPlan),
+        }
+    }
+
+    /// The inbound step in process, where the endpoint is captured on this node; tells whether it is.
+    pub(crate) fn authorize_endpoint(&self, endpoint: &Endpoint) -> Result<bool, Denied> {
+        match &endpoint.workload {
+            Some(workload) if self.sockets.is_captured(workload) => self.authorize(workload).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    fn add_pod(self: &Rc<Self>, listeners: PodListeners) {
+        let pod = self.pod(&listeners.pod);
+        for (sockets, direction) in [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)] {
+            for socket in sockets {
+                match tokio::net::TcpListener::from_std(socket) {
+                    Ok(socket) => listener::listen(self, &pod, socket, direction),
+                    Err(error) => {
+                        self.metrics.accept_errors.inc();
+                        tracing::error!(
+                            worker = self.index, pod = %pod.pod.name, namespace = %pod.pod.namespace, direction = direction.as_str(), %error,
+                            "a listener cannot be served by this worker"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    fn remove_pod(self: &Rc<Self>, id: &WorkloadId) {
+        let Some(pod) = self.pods.borrow_mut().remove(id) else { return };
+        pod.listeners.stop(Stop::Now);
+        pod.pool.clear();
+        let of_pod = |flow: &crate::flows::Flow| flow.pod.id == pod.pod.id;
+        if self.flows.advance(Phase::Draining, of_pod) == 0 {
+            return;
+        }
+        let (worker, pod, grace) = (Rc::clone(self), Rc::clone(&pod), self.config.pod_removal_grace);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(grace).await;
+            // Only its own connections: a pod that was added again under the same UID has new ones.
+            worker.flows.advance(Phase::Cut, |flow| Arc::ptr_eq(&flow.pod, &pod.pod));
+        });
+    }
+
+    async fn stop_accepting(&self) {
+        let pods: Vec<_> = self.pods.borrow().values().cloned().collect();
+        for pod in &pods {
+            pod.listeners.stop(Stop::WhenEmpty);
+        }
+        for pod in pods {
+            pod.listeners.stopped().await;
+        }
+    }
+
+    async fn drain(&self, within: Duration) -> DrainReport {
+        let deadline = tokio::time::Instant::now() + within;
+        self.stop_accepting().await;
+        let open = self.flows.advance(Phase::Draining, |_| true);
+        while self.flows.len() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_LOOK.min(deadline - tokio::time::Instant::now())).await;
+        }
+        let closed = self.cut_all().await;
+        self.flush();
+        DrainReport { finished: open.saturating_sub(closed), closed, workers_lost: 0 }
+    }
+
+    /// Resets every connection; returns how many there were.
+    async fn cut_all(&self) -> usize {
+        let open = self.flows.advance(Phase::Cut, |_| true);
+        let deadline = Instant::now() + limits::SHUTDOWN_CUT;
+        while self.flows.len() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        open
+    }
+
+    fn flush(&self) {
+        for pod in self.pods.borrow().values() {
+            pod.cells.flush();
+        }
+    }
+
+    fn tick(&self) {
+        self.heartbeat.beat();
+        let now = Instant::now();
+        self.flows.sweep(now);
+        self.balancer.borrow_mut().sweep(now, limits::BALANCE_STATE_IDLE);
+        self.pods.borrow_mut().retain(|_, pod| {
+            pod.cells.flush();
+            pod.pool.sweep(now, self.config.pool_idle_timeout);
+            // A pod without listeners that nothing is open for is forgotten; it comes back with its next connection.
+            !pod.listeners.is_empty() || Rc::strong_count(pod) > 1 || !pod.pool.is_empty()
+        });
+    }
+
+    async fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>) {
+        let mut tick = tokio::time::interval(limits::TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let command = tokio::select! {
+                _ = tick.tick() => {
+                    self.tick();
+                    continue;
+                }
+                command = commands.recv() => command,
+            };
+            match command {
+                Some(Command::AddPod(listeners)) => self.add_pod(listeners),
+                Some(Command::RemovePod(id)) => self.remove_pod(&id),
+                Some(Command::Flows { limit, answer }) => _ = answer.send(self.flows.rows(self.index, limit)),
+                Some(Command::StopAccepting { answer }) => {
+                    let worker = Rc::clone(&self);
+                    tokio::task::spawn_local(async move {
+                        worker.stop_accepting().await;
+                        let _ = answer.send(());
+                    });
+                }
+                Some(Command::Drain { within, answer }) => {
+                    let worker = Rc::clone(&self);
+                    tokio::task::spawn_local(async move { _ = answer.send(worker.drain(within).await) });
+                }
+                Some(Command::Shutdown) | None => break,
+            }
+        }
+        for pod in self.pods.borrow().values() {
+            pod.listeners.stop(Stop::Now);
+        }
+        self.cut_all().await;
+        self.flush();
+    }
+}
+
+/// How often a drain looks whether all connections have ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// Runs a worker on this thread until it is told to end.
+pub(crate) fn run(runtime: &tokio::runtime::Runtime, index: usize, parts: Parts, heartbeat: Arc<Heartbeat>, commands: mpsc::Receiver<Command>) {
+    let worker = Rc::new(Worker::new(index, parts, heartbeat));
+    LocalSet::new().block_on(runtime, worker.run(commands));
+}
+
+/// Why the inbound step refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Denied {
+    #[error("denied by {}", match .0 { Basis::Object(object) => object.to_string(), Basis::DefaultAllow => "default".into() })]
+    By(Basis),
+    #[error("the destination is captured and has no inbound plan yet")]
+    NoPlan,
+}
+
+/// Keeps warnings about what a peer can cause from filling the log.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(RefCell<HashMap<&'static str, (Instant, u64)>>);
+
+impl Warnings {
+    /// Whether to say it now, and how many times it was left unsaid since the last time.
+    pub(crate) fn due(&self, what: &'static str) -> Option<u64> {
+        let mut warnings = self.0.borrow_mut();
+        let now = Instant::now();
+        match warnings.entry(what) {
+            Entry::Vacant(entry) => {
+                entry.insert((now, 0));
+                Some(0)
+            }
+            Entry::Occupied(mut entry) => {
+                let (last, unsaid) = entry.get_mut();
+                if now.duration_since(*last) < limits::WARN_INTERVAL {
+                    *unsaid += 1;
+                    return None;
+                }
+                *last = now;
+                Some(std::mem::take(unsaid))
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// Notes that a limit was met: in the metric, and now and then in the log.
+    pub(crate) fn limit_reached(&self, limit: Limit, what: &'static str) {
+        self.metrics.reached(limit);
+        if let Some(unsaid) = self.warnings.due(what) {
+            tracing::warn!(worker = self.index, limit = ?limit, unsaid, "{what}");
+        }
+    }
+}
