@@ -1,1 +1,3 @@
 //! weft's node agent: everything that touches the world.
+
+pub mod capture;
