@@ -221,7 +221,7 @@ impl ObjectStore {
         let Some(service) = self.service(key) else { return };
         mark_endpoints(service, dirty);
         // The first slice of a Service takes the place of its selector, and the last one gives it back.
-        if self.slices_of(key).nth(1).is_none() {
+        if self.slices_of(key).all(|other| other.meta.name == slice.meta.name) {
             self.mark_selected(service, dirty);
         }
     }

@@ -63,15 +63,11 @@ pub fn milli(text: &str) -> Result<u64, QuantityError> {
         significant.parse().map_err(|_| if ten < -38 { QuantityError::TooFine } else { QuantityError::TooLarge })?;
     let scaled =
         significant.checked_shl(two).filter(|scaled| scaled >> two == significant).ok_or(QuantityError::TooLarge)?;
-    let result = if let Ok(up) = u32::try_from(ten) {
-        10u128.checked_pow(up).and_then(|factor| scaled.checked_mul(factor)).ok_or(QuantityError::TooLarge)?
+    let power = u32::try_from(ten.unsigned_abs()).ok().and_then(|power| 10u128.checked_pow(power));
+    let result = if ten >= 0 {
+        power.and_then(|power| scaled.checked_mul(power)).ok_or(QuantityError::TooLarge)?
     } else {
-        let factor =
-            u32::try_from(-ten).ok().and_then(|down| 10u128.checked_pow(down)).ok_or(QuantityError::TooFine)?;
-        if scaled % factor != 0 {
-            return Err(QuantityError::TooFine);
-        }
-        scaled / factor
+        power.and_then(|power| (scaled % power == 0).then(|| scaled / power)).ok_or(QuantityError::TooFine)?
     };
     u64::try_from(result).map_err(|_| QuantityError::TooLarge)
 }
