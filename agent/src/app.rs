@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use prometheus::Registry;
@@ -20,7 +19,10 @@ use weft_proxy::{config::ProxyConfig, proxy::Proxy};
 
 use crate::{
     admin::server,
-    capture::{Capture, CaptureConfig, handover},
+    capture::{
+        self, Capture, CaptureConfig, CleanupReport,
+        handover::{self, Handover},
+    },
     config::{Places, RunArgs},
     limits,
     metrics::AgentMetrics,
@@ -106,7 +108,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let snapshots = Arc::new(SnapshotCell::default());
     let proxy_config = ProxyConfig { workers: args.workers.map(usize::from), ..ProxyConfig::default() };
     let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, &registry)?;
-    let shared = Arc::new(Shared::new(&args.node, proxy, snapshots, capture));
+    let shared = Arc::new(Shared::new(&args.node, &args.places.bpf_dir, proxy, snapshots, capture));
     AgentMetrics::register(&registry, &shared)?;
 
     let heartbeat = tokio::spawn(beat(Arc::clone(&shared)));
@@ -119,7 +121,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let admin = server::bind_socket(run_dir, server::ADMIN_SOCKET)?;
     let handover_socket = server::bind_socket(run_dir, HANDOVER_SOCKET)?;
     if let Some(old) = old_agent {
-        if let Err(error) = old.finish().await {
+        if let Err(error) = join(tokio::task::spawn_blocking(move || old.done())).await {
             tracing::warn!(%error, "the agent before this one did not confirm that it stops");
         }
         metrics_listener = inherit_metrics_port(args).await;
@@ -127,6 +129,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     let (change_tx, change_rx) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
     let tasks = [
+        tokio::spawn(sweep(Arc::clone(&shared))),
         tokio::spawn(notify::follow(directory, args.manifests.clone(), change_tx)),
         tokio::spawn(reconciler.run(change_rx)),
         tokio::spawn(server::serve_admin(admin, Arc::clone(&shared), log_level, Arc::clone(&drain))),
@@ -147,7 +150,9 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         }
     } else {
         // From here on new connections meet the fail mode; those that wait in accept queues are still served.
-        shared.capture().unpublish_listeners();
+        if let Err(error) = shared.capture().unpublish_listeners() {
+            tracing::warn!(error = %Chain(&error), "listeners stay published until they are closed");
+        }
     }
     shared.proxy.stop_accepting().await;
     let report = shared.proxy.drain(args.drain_timeout()).await;
@@ -187,15 +192,55 @@ fn make_run_dir(run_dir: &Path) -> Result<(), RunError> {
 
 /// Shows the kernel that the data path is alive, as long as it is.
 async fn beat(shared: Arc<Shared>) {
+    // Not through the lock on capture: capturing a pod may take longer than a heartbeat may be late.
+    let heartbeat = shared.capture().heartbeat();
     let mut tick = tokio::time::interval(limits::HEARTBEAT_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         tick.tick().await;
         let age = shared.proxy.heartbeat_age();
-        if let Err(error) = shared.capture().beat(age) {
-            tracing::error!(error = %Chain(&error), worker_age_ms = age.as_millis(), "heartbeat is not written; pods will meet their fail mode");
+        if let Err(error) = heartbeat.beat(age) {
+            tracing::error!(%error, worker_age_ms = age.as_millis(), "heartbeat is not written; pods will meet their fail mode");
         }
     }
+}
+
+/// Forgets what applications closed before the agent could accept it.
+async fn sweep(shared: Arc<Shared>) {
+    let mut tick = tokio::time::interval(limits::SWEEP_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(error) = shared.capture().sweep() {
+            tracing::warn!(error = %Chain(&error), "stale entries stay in the map of captured connections");
+        }
+    }
+}
+
+/// Removes everything that weft put into this node.
+///
+/// # Errors
+/// When an agent runs, or the process may not.
+pub fn cleanup(places: &Places) -> Result<CleanupReport, CleanupError> {
+    let socket = places.run_dir.join(server::ADMIN_SOCKET);
+    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        return Err(CleanupError::Running { socket });
+    }
+    Ok(capture::cleanup(&capture_config(places))?)
+}
+
+/// Why nothing was cleaned up.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// The agent would go on without its programs.
+    #[error("an agent answers on {socket}: stop it first")]
+    Running {
+        /// Its admin socket.
+        socket: PathBuf,
+    },
+    /// The kernel's side.
+    #[error("nothing was cleaned up")]
+    Capture(#[from] crate::capture::CaptureError),
 }
 
 /// Why the agent stops.
@@ -231,39 +276,21 @@ async fn wait_for_end(shared: &Arc<Shared>, handover_socket: &tokio::net::UnixLi
 }
 
 async fn give(shared: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
-    let listeners = shared.capture().listeners()?;
+    let listeners = shared.capture().offer()?;
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
-    join(tokio::task::spawn_blocking(move || handover::serve(&stream, &listeners))).await
+    join(tokio::task::spawn_blocking(move || handover::serve(&stream, &listeners))).await?;
+    shared.capture().handed_over();
+    Ok(())
 }
 
-/// The agent that runs already, waiting to be told that this one is ready.
-struct OldAgent {
-    listeners: Vec<handover::HandedListener>,
-    stream: std::os::unix::net::UnixStream,
-}
-
-impl OldAgent {
-    async fn finish(self) -> io::Result<()> {
-        let stream = self.stream;
-        join(tokio::task::spawn_blocking(move || handover::finish(&stream))).await
-    }
-}
-
-async fn ask_for_handover(run_dir: &Path) -> Option<OldAgent> {
+async fn ask_for_handover(run_dir: &Path) -> Option<Handover> {
     let path = run_dir.join(HANDOVER_SOCKET);
     let stream = std::os::unix::net::UnixStream::connect(path).ok()?;
-    let asked = join(tokio::task::spawn_blocking(move || {
-        let limit: Option<Duration> = Some(limits::HANDOVER_TIMEOUT);
-        stream.set_read_timeout(limit)?;
-        stream.set_write_timeout(limit)?;
-        let listeners = handover::receive(&stream)?;
-        Ok((listeners, stream))
-    }));
-    match asked.await {
-        Ok((listeners, stream)) => {
-            tracing::info!(listeners = listeners.len(), "taking over from the agent that runs already");
-            Some(OldAgent { listeners, stream })
+    match join(tokio::task::spawn_blocking(move || handover::receive(stream))).await {
+        Ok(old) => {
+            tracing::info!(listeners = old.listeners.len(), "taking over from the agent that runs already");
+            Some(old)
         }
         Err(error) => {
             tracing::warn!(%error, "an agent seems to run already but does not hand over; starting without its listeners");

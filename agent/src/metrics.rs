@@ -100,18 +100,18 @@ impl Scrape {
                 PodState::Failed { reason } => self.pod_captured.with_label_values(&[namespace, pod, reason]).set(0),
                 PodState::Waiting => self.pod_captured.with_label_values(&[namespace, pod, "not tried yet"]).set(0),
             }
-            if let Some(stats) = stats.pods.get(id) {
+            if let Some((_, stats)) = stats.pods.iter().find(|(pod, _)| pod == id) {
                 for (event, count) in crate::admin::view::pod_events(stats) {
                     self.pod_connections.with_label_values(&[namespace, pod, event]).inc_by(count);
                 }
             }
         }
-        for (event, count) in &stats.counters {
-            self.capture_events.with_label_values(&[event]).inc_by(*count);
+        for (event, count) in crate::admin::view::troubles(&stats) {
+            self.capture_events.with_label_values(&[event]).inc_by(count);
         }
         for map in &stats.maps {
-            self.map_entries.with_label_values(&[map.name]).set(i64::try_from(map.entries).unwrap_or(i64::MAX));
-            self.map_max.with_label_values(&[map.name]).set(i64::from(map.max));
+            self.map_entries.with_label_values(&[map.map]).set(i64::try_from(map.entries).unwrap_or(i64::MAX));
+            self.map_max.with_label_values(&[map.map]).set(i64::try_from(map.limit).unwrap_or(i64::MAX));
         }
     }
 }

@@ -1,16 +1,13 @@
 //! This node's pods: which ones should be captured, which are, and why not.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use weft_policy::{
     ir::{FailMode, WorkloadIr},
     names::WorkloadId,
 };
 
-use crate::capture::{PodError, PodSpec};
+use crate::capture::PodSpec;
 
 /// What is known of the pods that should be captured.
 #[derive(Debug)]
@@ -52,6 +49,8 @@ pub struct PodChanges {
     pub release: Vec<WorkloadId>,
     /// Pods to capture, after the releases.
     pub attach: Vec<WorkloadId>,
+    /// Captured pods whose fail mode is another one now.
+    pub fail_mode: Vec<WorkloadId>,
 }
 
 impl Pods {
@@ -84,7 +83,12 @@ impl Pods {
         for (id, workload) in changed {
             let wanted = workload.as_ref().filter(|w| w.meshed && w.node == self.node && !w.ips.is_empty());
             match (self.entries.get_mut(id), wanted) {
-                (Some(entry), Some(workload)) if same_to_capture(&entry.workload, workload) => entry.workload = Arc::clone(workload),
+                (Some(entry), Some(workload)) if same_to_capture(&entry.workload, workload) => {
+                    if entry.workload.fail_mode != workload.fail_mode && matches!(entry.state, PodState::Captured { .. }) {
+                        changes.fail_mode.push(id.clone());
+                    }
+                    entry.workload = Arc::clone(workload);
+                }
                 (before, wanted) => {
                     if before.is_some_and(|entry| matches!(entry.state, PodState::Captured { .. })) {
                         changes.release.push(id.clone());
@@ -114,29 +118,22 @@ impl Pods {
         news
     }
 
-    /// Everything captured at this time.
-    #[must_use]
-    pub fn captured(&self) -> BTreeSet<WorkloadId> {
-        self.entries.iter().filter(|(_, entry)| matches!(entry.state, PodState::Captured { .. })).map(|(id, _)| id.clone()).collect()
-    }
 }
 
-/// Whether a change of the object means nothing to capture.
+/// Whether a change of the object leaves the pod's sockets as they are.
 fn same_to_capture(a: &WorkloadIr, b: &WorkloadIr) -> bool {
-    let key = |w: &WorkloadIr| (w.ips.clone(), w.netns.clone(), w.cgroup.clone(), w.host_network, w.fail_mode, Arc::clone(&w.name), Arc::clone(&w.owner));
+    let key = |w: &WorkloadIr| (w.ips.clone(), w.netns.clone(), w.cgroup.clone(), w.host_network, Arc::clone(&w.name), Arc::clone(&w.owner));
     key(a) == key(b)
 }
 
 /// What capture needs to know of a pod.
-///
 /// # Errors
-/// When the manifest does not say where the pod is.
-pub fn pod_spec(workload: &WorkloadIr) -> Result<PodSpec, PodError> {
-    if workload.host_network && workload.cgroup.is_none() {
-        return Err(PodError::NotLocated { annotation: "weft.dev/cgroup" });
-    }
-    if !workload.host_network && workload.netns.is_none() {
-        return Err(PodError::NotLocated { annotation: "weft.dev/netns" });
+/// When the manifest does not say where the pod is: the reason, for people.
+pub fn pod_spec(workload: &WorkloadIr) -> Result<PodSpec, String> {
+    let located = if workload.host_network { &workload.cgroup } else { &workload.netns };
+    if located.is_none() {
+        let annotation = if workload.host_network { "weft.dev/cgroup" } else { "weft.dev/netns" };
+        return Err(format!("metadata.annotations: {annotation} must say where the pod is"));
     }
     Ok(PodSpec {
         id: workload.id.clone(),
@@ -168,6 +165,7 @@ mod tests {
             fail_mode: FailMode::Open,
             netns: Some("/run/netns/a".into()),
             cgroup: None,
+            state: weft_policy::ir::WorkloadState::Ready,
             serves: Vec::new(),
         })
     }
@@ -194,7 +192,19 @@ mod tests {
         let mut moved = (*first).clone();
         moved.netns = Some("/run/netns/b".into());
         let changes = change(&mut pods, &Arc::new(moved));
-        assert_eq!(changes, PodChanges { release: vec![first.id.clone()], attach: vec![first.id.clone()] });
+        assert_eq!(changes, PodChanges { release: vec![first.id.clone()], attach: vec![first.id.clone()], fail_mode: vec![] });
+    }
+
+    #[test]
+    fn another_fail_mode_leaves_the_pod_captured() {
+        let mut pods = Pods::new("n1");
+        let first = workload("a", "n1", true);
+        change(&mut pods, &first);
+        pods.set(&first.id, PodState::Captured { connections_before: 0 });
+        let mut closed = (*first).clone();
+        closed.fail_mode = FailMode::Closed;
+        let changes = change(&mut pods, &Arc::new(closed));
+        assert_eq!(changes, PodChanges { fail_mode: vec![first.id.clone()], ..PodChanges::default() });
     }
 
     #[test]

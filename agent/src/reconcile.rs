@@ -1,21 +1,19 @@
 //! From changed objects to plans in force. The only place that publishes snapshots, and the one that owns their order:
 //! nothing is redirected to a proxy that lacks its plans, and nothing loses its plans while it is redirected.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::mpsc;
 use weft_abi::{DestKey, DestVerdict, verdict};
 use weft_crds::{lower::lower, store::ObjectStore};
 use weft_policy::{
     compile::{CaptureAddr, Compiled, Reach},
+    ir::FailMode,
     names::WorkloadId,
 };
 
 use crate::{
-    capture::{HandedListener, PodError, abi_addr},
+    capture::{convert::dest_key, handover::HandedListener},
     limits,
     pods::{PodState, pod_spec},
     state::Shared,
@@ -28,30 +26,28 @@ pub struct Reconciler {
     shared: Arc<Shared>,
     store: ObjectStore,
     /// Listeners that another agent handed over, until their pods are captured.
-    handed: BTreeMap<WorkloadId, Vec<HandedListener>>,
+    handed: Vec<HandedListener>,
 }
 
 impl Reconciler {
     /// A reconciler with nothing in its store.
     #[must_use]
     pub fn new(shared: Arc<Shared>, handed: Vec<HandedListener>) -> Self {
-        let mut by_pod: BTreeMap<WorkloadId, Vec<HandedListener>> = BTreeMap::new();
-        for listener in handed {
-            by_pod.entry(listener.workload.clone()).or_default().push(listener);
-        }
-        Self { shared, store: ObjectStore::default(), handed: by_pod }
+        Self { shared, store: ObjectStore::default(), handed }
     }
 
     /// Applies the first change, which is everything that the source has.
     pub fn start(&mut self, change: Change) {
         self.apply(change);
-        // Listeners of pods that this agent does not want: closing them lets those connections meet the application.
+        // Listeners of pods that this agent does not want: with the last descriptor gone, those pods are direct again.
         self.handed.clear();
-        let known: BTreeSet<DestKey> = self.shared.reach().keys().map(dest_key).collect();
-        let captured = self.shared.pods().captured();
         let mut capture = self.shared.capture();
-        if let Err(error) = capture.retain(&captured, &known) {
-            tracing::warn!(error = %Chain(&error), "leftovers of an earlier agent could not all be removed");
+        let known: HashSet<DestKey> = self.shared.compiler().reach().map(|(addr, _)| dest_key(addr.ip, addr.port)).collect();
+        let cleared = capture.retain_destinations(&known).and_then(|()| capture.release_unclaimed());
+        match cleared {
+            Ok(0) => {}
+            Ok(pods) => tracing::info!(pods, "pods of an earlier agent are released"),
+            Err(error) => tracing::warn!(error = %Chain(&error), "leftovers of an earlier agent could not all be removed"),
         }
     }
 
@@ -65,7 +61,7 @@ impl Reconciler {
                     Some(change) => self.apply(change),
                     None => return,
                 },
-                _ = retry.tick() => self.check_pods(),
+                _ = retry.tick() => self.retry_pods(),
             }
         }
     }
@@ -102,25 +98,19 @@ impl Reconciler {
         for id in &pods.attach {
             self.attach(id);
         }
+        for id in &pods.fail_mode {
+            self.set_fail_mode(id);
+        }
         tracing::info!(generation = generation.0, "plans are in force");
     }
 
     fn set_destinations(&self, reach: &[(CaptureAddr, Option<Reach>)]) {
-        {
-            let mut known = self.shared.reach();
-            for (addr, reach) in reach {
-                match reach {
-                    Some(reach) => known.insert(*addr, *reach),
-                    None => known.remove(addr),
-                };
-            }
-        }
         let entries = reach.iter().map(|(addr, reach)| {
             let verdict = reach.map(|reach| match reach {
                 Reach::Proxy => verdict::PROXY,
                 Reach::Refuse => verdict::DENY,
             });
-            (dest_key(addr), verdict.map(|verdict| DestVerdict { verdict, pad: 0 }))
+            (dest_key(addr.ip, addr.port), verdict.map(|verdict| DestVerdict { verdict, pad: 0 }))
         });
         if let Err(error) = self.shared.capture().set_destinations(entries) {
             tracing::error!(error = %Chain(&error), "not every destination could be written; those left out go direct");
@@ -129,14 +119,15 @@ impl Reconciler {
 
     fn attach(&mut self, id: &WorkloadId) {
         let Some(workload) = self.shared.pods().entry(id).map(|entry| Arc::clone(&entry.workload)) else { return };
-        let handed = self.handed.remove(id).unwrap_or_default();
-        let attached = pod_spec(&workload).and_then(|spec| self.shared.capture().attach_pod(&spec, handed));
+        let attached = pod_spec(&workload).and_then(|spec| {
+            self.shared.capture().attach_pod(&spec, &mut self.handed).map_err(|error| Chain(&error).to_string())
+        });
         let state = match attached {
             Ok(attachment) => {
                 self.shared.proxy.add_pod(attachment.listeners);
                 PodState::Captured { connections_before: attachment.connections_before }
             }
-            Err(error) => PodState::Failed { reason: Chain(&error).to_string() },
+            Err(reason) => PodState::Failed { reason },
         };
         let news = self.shared.pods().set(id, state.clone());
         match state {
@@ -150,6 +141,13 @@ impl Reconciler {
         }
     }
 
+    fn set_fail_mode(&self, id: &WorkloadId) {
+        let Some(fail_mode) = self.shared.pods().entry(id).map(|entry| entry.workload.fail_mode) else { return };
+        if let Err(error) = self.shared.capture().set_fail_closed(id, fail_mode == FailMode::Closed) {
+            tracing::error!(pod = %id, error = %Chain(&error), "fail mode stays as it was");
+        }
+    }
+
     fn release(&self, id: &WorkloadId) {
         // Capture first: from then on the kernel hands the proxy nothing more of this pod.
         if let Err(error) = self.shared.capture().release_pod(id) {
@@ -159,19 +157,11 @@ impl Reconciler {
         tracing::info!(pod = %id, "pod is released");
     }
 
-    /// Tries failed pods again, and finds captured ones whose namespace was made anew.
-    fn check_pods(&mut self) {
-        let stale = self.shared.capture().stale_pods();
-        for id in stale {
-            self.release(&id);
-            self.shared.pods().set(&id, PodState::Failed { reason: PodError::NetnsReplaced.to_string() });
-        }
-        for id in self.shared.pods().failed() {
-            self.attach(&id);
+    /// Tries pods again that could not be captured.
+    fn retry_pods(&mut self) {
+        let failed = self.shared.pods().failed();
+        for id in &failed {
+            self.attach(id);
         }
     }
-}
-
-fn dest_key(addr: &CaptureAddr) -> DestKey {
-    DestKey { addr: abi_addr(addr.ip), port: addr.port.unwrap_or(0), protocol: weft_abi::IPPROTO_TCP, pad: 0 }
 }

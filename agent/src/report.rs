@@ -19,7 +19,7 @@ pub fn json(value: &impl Serialize) -> String {
 /// An empty table in the house's style: columns and no lines, so that it can be cut and grepped.
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -183,8 +183,22 @@ pub fn flows(flows: &[Value]) -> String {
 /// What `weft-agent cleanup` did.
 #[must_use]
 pub fn cleanup(report: &CleanupReport, format: OutputFormat) -> String {
-    match format {
-        OutputFormat::Json => json(report),
-        OutputFormat::Table => report.to_string(),
+    let foreign: Vec<String> = report.foreign.iter().map(|path| path.display().to_string()).collect();
+    if format == OutputFormat::Json {
+        return json(&serde_json::json!({
+            "complete": report.complete(), "pods": report.pods, "pods_without_netns": report.pods_without_netns, "strays": report.strays,
+            "links": report.links, "maps": report.maps, "foreign": foreign, "errors": report.errors,
+        }));
     }
+    let mut out = format!("removed {} links and {} maps, and restored {} pods", report.links, report.maps, report.pods + report.strays);
+    if report.pods_without_netns > 0 {
+        out.push_str(&format!("\n{} pods were gone already", report.pods_without_netns));
+    }
+    for path in &foreign {
+        out.push_str(&format!("\nleft alone, because it is not weft's: {path}"));
+    }
+    for error in &report.errors {
+        out.push_str(&format!("\nnot undone: {error}"));
+    }
+    out
 }

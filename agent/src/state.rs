@@ -1,7 +1,7 @@
 //! What the agent's parts share. Locks here are for the control side only; the data path never takes one.
 
 use std::{
-    collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,10 +9,7 @@ use std::{
     time::Instant,
 };
 
-use weft_policy::{
-    compile::{CaptureAddr, Compiler, Reach},
-    snapshot::SnapshotCell,
-};
+use weft_policy::{compile::Compiler, snapshot::SnapshotCell};
 use weft_proxy::proxy::Proxy;
 
 use crate::{capture::Capture, pods::Pods, watch::SourceProblem};
@@ -21,6 +18,8 @@ use crate::{capture::Capture, pods::Pods, watch::SourceProblem};
 pub struct Shared {
     /// Name of this node.
     pub node: String,
+    /// Where programs, maps and links are pinned.
+    pub bpf_dir: PathBuf,
     /// When the agent started.
     pub started: Instant,
     /// The data path.
@@ -31,7 +30,6 @@ pub struct Shared {
     compiler: Mutex<Compiler>,
     pods: Mutex<Pods>,
     problems: Mutex<Vec<SourceProblem>>,
-    reach: Mutex<BTreeMap<CaptureAddr, Reach>>,
     ready: AtomicBool,
     draining: AtomicBool,
 }
@@ -39,9 +37,10 @@ pub struct Shared {
 impl Shared {
     /// Everything as it is before the first change.
     #[must_use]
-    pub fn new(node: &str, proxy: Proxy, snapshots: Arc<SnapshotCell>, capture: Capture) -> Self {
+    pub fn new(node: &str, bpf_dir: &Path, proxy: Proxy, snapshots: Arc<SnapshotCell>, capture: Capture) -> Self {
         Self {
             node: node.to_owned(),
+            bpf_dir: bpf_dir.to_path_buf(),
             started: Instant::now(),
             proxy,
             snapshots,
@@ -49,7 +48,6 @@ impl Shared {
             compiler: Mutex::default(),
             pods: Mutex::new(Pods::new(node)),
             problems: Mutex::default(),
-            reach: Mutex::default(),
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }
@@ -73,11 +71,6 @@ impl Shared {
     /// What the source cannot use.
     pub fn problems(&self) -> MutexGuard<'_, Vec<SourceProblem>> {
         lock(&self.problems)
-    }
-
-    /// What capture was told about each address.
-    pub fn reach(&self) -> MutexGuard<'_, BTreeMap<CaptureAddr, Reach>> {
-        lock(&self.reach)
     }
 
     /// Whether manifests are applied and every pod was tried.

@@ -1,8 +1,8 @@
 //! What the agent shows of itself, made from its state when somebody asks.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use weft_abi::PodStats;
+use weft_abi::{PodStats, counter};
 use weft_policy::{
     diagnostic::{Diagnostic, Severity},
     ir::FailMode,
@@ -12,12 +12,16 @@ use weft_policy::{
 };
 
 use super::api;
-use crate::{pods::PodState, state::Shared};
+use crate::{capture::CaptureStats, pods::PodState, state::Shared};
 
 /// `GET /status`.
 #[must_use]
 pub fn status(shared: &Shared) -> api::Status {
-    let stats = shared.capture().stats();
+    let (stats, ahead) = {
+        let capture = shared.capture();
+        (capture.stats(), capture.programs_ahead())
+    };
+    let events: HashMap<_, _> = stats.pods.iter().map(|(id, stats)| (id, stats)).collect();
     let pods = shared
         .pods()
         .iter()
@@ -40,7 +44,7 @@ pub fn status(shared: &Shared) -> api::Status {
                     FailMode::Closed => "closed".to_owned(),
                 },
                 connections_before_capture: before,
-                stats: pod_events(&stats.pods.get(id).copied().unwrap_or_default()).into_iter().map(|(n, c)| (n.to_owned(), c)).collect(),
+                stats: pod_events(events.get(id).copied().unwrap_or(&PodStats::default())).map(|(name, count)| (name.to_owned(), count)).into(),
             }
         })
         .collect();
@@ -59,19 +63,19 @@ pub fn status(shared: &Shared) -> api::Status {
         diagnostics,
         files: shared.problems().clone(),
         capture: api::Capture {
-            bpf_dir: stats.bpf_dir.display().to_string(),
-            hooks: stats.hooks.clone(),
-            foreign_programs: stats.foreign_programs.clone(),
-            counters: stats.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
-            maps: stats.maps.iter().map(|m| api::MapFill { name: m.name.to_owned(), entries: m.entries, max: u64::from(m.max) }).collect(),
+            bpf_dir: shared.bpf_dir.display().to_string(),
+            hooks: stats.hooks.iter().map(|h| format!("{} at {} (program {})", h.name, h.target, h.program_id)).collect(),
+            foreign_programs: ahead.iter().map(|a| format!("{} at {} (program {} {})", a.hook, a.cgroup.display(), a.program_id, a.name)).collect(),
+            counters: troubles(&stats).map(|(name, count)| (name.to_owned(), count)).into(),
+            maps: stats.maps.iter().map(|m| api::MapFill { name: m.map.to_owned(), entries: m.entries, max: m.limit }).collect(),
         },
     }
 }
 
 /// A pod's statistics by name, as in the ABI.
 #[must_use]
-pub fn pod_events(stats: &PodStats) -> BTreeMap<&'static str, u64> {
-    BTreeMap::from([
+pub fn pod_events(stats: &PodStats) -> [(&'static str, u64); 8] {
+    [
         ("outbound_captured", stats.outbound_captured),
         ("outbound_direct", stats.outbound_direct),
         ("outbound_refused", stats.outbound_refused),
@@ -80,7 +84,21 @@ pub fn pod_events(stats: &PodStats) -> BTreeMap<&'static str, u64> {
         ("inbound_direct", stats.inbound_direct),
         ("inbound_refused", stats.inbound_refused),
         ("inbound_node", stats.inbound_node),
-    ])
+    ]
+}
+
+/// Events in the kernel that mean that a limit was met or a redirect was lost, by name.
+#[must_use]
+pub fn troubles(stats: &CaptureStats) -> [(&'static str, u64); 6] {
+    let count = |slot: u32| stats.counters[slot as usize];
+    [
+        ("captured_full", count(counter::CAPTURED_FULL)),
+        ("bypass_full", count(counter::BYPASS_FULL)),
+        ("node_flows_full", count(counter::NODE_FLOWS_FULL)),
+        ("storage_full", count(counter::STORAGE_FULL)),
+        ("redirect_lost", count(counter::REDIRECT_LOST)),
+        ("no_address", count(counter::NO_ADDRESS)),
+    ]
 }
 
 /// A severity as a label.
