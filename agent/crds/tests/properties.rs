@@ -1,6 +1,8 @@
 //! What holds for every history of objects: the order of events does not matter, a change leads where starting over would lead,
 //! and nothing that a document can say makes lowering or compilation panic.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic in its helpers too")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

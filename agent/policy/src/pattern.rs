@@ -121,7 +121,7 @@ pub(crate) struct Pattern {
 }
 
 enum Engine {
-    Dense(dense::DFA<Vec<u32>>),
+    Dense(Box<dense::DFA<Vec<u32>>>),
     Lazy(Lazy),
 }
 
@@ -162,7 +162,7 @@ impl Pattern {
         // An attempt that gave up has cost the time of a full one.
         budget.dense_bytes -= dense.as_ref().map_or(dense_bytes_max, dense::DFA::memory_usage);
         let engine = match dense {
-            Some(dfa) => Engine::Dense(dfa),
+            Some(dfa) => Engine::Dense(Box::new(dfa)),
             None => Engine::Lazy(Lazy::new(pattern)?),
         };
         Ok(Self { anchor, engine })

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "document literals are passed as they are written")]
+
 use proptest::prelude::*;
 use serde_json::json;
 
