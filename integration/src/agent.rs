@@ -1,6 +1,7 @@
 //! The agent's binary, run on a node of the harness.
 
 use std::{
+    ffi::OsString,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -43,6 +44,8 @@ pub struct AgentOptions {
     pub drain_timeout_s: u64,
     /// Its log level.
     pub log: String,
+    /// Its directory in bpffs, if not the node's.
+    pub bpf_dir: Option<PathBuf>,
     /// Whether the end of its log is printed when it is dropped. In a test that shows only if the test fails.
     pub log_on_drop: bool,
 }
@@ -54,6 +57,7 @@ impl Default for AgentOptions {
             workers: None,
             drain_timeout_s: 5,
             log: "info".to_owned(),
+            bpf_dir: None,
             log_on_drop: true,
         }
     }
@@ -346,7 +350,8 @@ impl Drop for Agent {
 /// When the binary cannot be found.
 pub fn run_command(node: &Node, manifests: &Path, options: &AgentOptions) -> Result<Command> {
     let mut command = node.agent_command(&binary("weft-agent")?);
-    command.arg("run").arg("--manifests").arg(manifests).args(["--node", node.name()]).args(places(node));
+    command.arg("run").arg("--manifests").arg(manifests).args(["--node", node.name()]);
+    command.args(places(node, options.bpf_dir.clone()));
     command.arg("--cgroup-root").arg(node.cgroup());
     command.args(["--metrics-addr", &options.metrics_addr.to_string()]);
     command.args(["--drain-timeout-s", &options.drain_timeout_s.to_string()]);
@@ -362,7 +367,7 @@ pub fn run_command(node: &Node, manifests: &Path, options: &AgentOptions) -> Res
 /// When it fails.
 pub fn cleanup(node: &Node) -> Result<String> {
     let mut command = node.agent_command(&binary("weft-agent")?);
-    command.arg("cleanup").args(places(node)).arg("--cgroup-root").arg(node.cgroup());
+    command.arg("cleanup").args(places(node, None)).arg("--cgroup-root").arg(node.cgroup());
     command::output(command.args(["-o", "json"]))
 }
 
@@ -406,8 +411,9 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     })
 }
 
-fn places(node: &Node) -> [std::ffi::OsString; 4] {
-    ["--bpf-dir".into(), node.bpf_dir().into(), "--run-dir".into(), run_dir(node).into()]
+fn places(node: &Node, bpf_dir: Option<PathBuf>) -> [OsString; 4] {
+    let bpf_dir = bpf_dir.unwrap_or_else(|| node.bpf_dir());
+    ["--bpf-dir".into(), bpf_dir.into(), "--run-dir".into(), run_dir(node).into()]
 }
 
 fn log_path(node: &Node) -> PathBuf {

@@ -84,6 +84,9 @@ pub struct LoadArgs {
     /// What is said: http, keep-http, ask, listen or connect.
     #[arg(long, default_value = "http")]
     pub speech: Speech,
+    /// Method of the request.
+    #[arg(long, default_value = "GET")]
+    pub method: String,
     /// Path of the request.
     #[arg(long, default_value = "/")]
     pub path: String,
@@ -301,7 +304,10 @@ async fn connect(args: &LoadArgs, number: u64, target: SocketAddr) -> std::io::R
 
 fn request(args: &LoadArgs, connection: &str) -> String {
     let headers: String = args.headers.iter().map(|header| format!("{header}\r\n")).collect();
-    format!("GET {} HTTP/1.1\r\nHost: {}\r\n{headers}Connection: {connection}\r\n\r\n", args.path, args.host)
+    format!(
+        "{} {} HTTP/1.1\r\nHost: {}\r\n{headers}Connection: {connection}\r\n\r\n",
+        args.method, args.path, args.host
+    )
 }
 
 /// A complete response: the server's name is the first word of the body (or the name in `/who`'s JSON).
