@@ -189,10 +189,10 @@ fn an_object_that_becomes_bad_keeps_its_last_good_version() -> Result<()> {
     let mut split = traffic_split(NAMESPACE, "canary", "web", &[("web-v2", 1)]);
     shop.manifests.put(&split)?;
     shop.start()?;
-    let agent = shop.agent()?;
-    agent.wait_shares(NAMESPACE, "web", &[("canary", &[("web-v2", 100.0)])])?;
+    shop.agent()?.wait_shares(NAMESPACE, "web", &[("canary", &[("web-v2", 100.0)])])?;
     split["spec"]["backends"] = json!([{"service": "web-v1", "weight": -1}]);
     shop.manifests.put(&split)?;
+    let agent = shop.agent()?;
     let problem = agent.wait_status("the problem", |status| status.files.first().cloned())?;
     assert_eq!(problem.object, "TrafficSplit shop/canary");
     let report = shop.load(&["--to", &shop.service("web", 80)?, "--connections", "20"])?;
