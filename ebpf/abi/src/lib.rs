@@ -286,6 +286,7 @@ pub struct PodStats {
     pub outbound_refused: u64,
     /// Outbound connections refused by a `deny` verdict.
     pub outbound_denied: u64,
+    // What is counted inbound are look-ups: one for each connection, and now and then one more for a segment whose connection is gone.
     /// Inbound connections handed to the agent.
     pub inbound_captured: u64,
     /// Inbound connections that reached the application because the agent was gone (fail mode `open`).
