@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -115,6 +115,11 @@ impl CaptureSockets {
 
     fn inbound(&self, pod: &PodSockets, client: SocketAddr, to: SocketAddr) -> Result<DialSocket, SocketError> {
         let (client, to) = (canonical(client), canonical(to));
+        // An answer to a link-local address leaves by the link that the address is of, whatever the routing rules say: a transparent
+        // socket would never get it. The application sees the pod itself as its client then.
+        if matches!(client.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+            return self.outbound(pod, to, pod.pod.netns_cookie);
+        }
         let socket = pod
             .netns
             .enter(|| transparent(to))
