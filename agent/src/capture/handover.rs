@@ -127,7 +127,7 @@ pub fn receive(stream: UnixStream) -> io::Result<Handover> {
         let (kind, body, descriptors) = receive_message(&stream)?;
         match kind {
             Kind::End => return Ok(Handover { listeners, stream }),
-            Kind::Done => return Err(bad("got done before the end".to_owned())),
+            Kind::Done => return Err(bad("got done before the end")),
             Kind::Listeners => {}
         }
         let entries: Vec<Entry> = serde_json::from_slice(&body)?;
@@ -157,7 +157,7 @@ fn set_timeouts(stream: &UnixStream) -> io::Result<()> {
     stream.set_write_timeout(Some(HANDOVER_TIMEOUT))
 }
 
-fn bad(what: String) -> io::Error {
+fn bad(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("hand-over: {what}"))
 }
 
@@ -178,7 +178,7 @@ impl Header {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         if word(0) != MAGIC {
-            return Err(bad("the other end does not speak this protocol".to_owned()));
+            return Err(bad("the other end does not speak this protocol"));
         }
         if half(4) != VERSION {
             return Err(bad(format!("the other end speaks version {}, and this agent version {VERSION}", half(4))));
@@ -191,7 +191,7 @@ impl Header {
         };
         let header = Self { kind, body_bytes: word(8) as usize, descriptors: word(12) as usize };
         if header.body_bytes > HANDOVER_MESSAGE_BYTES_MAX || header.descriptors > HANDOVER_BATCH_MAX {
-            return Err(bad("a message is larger than its limit".to_owned()));
+            return Err(bad("a message is larger than its limit"));
         }
         Ok(header)
     }
@@ -225,7 +225,7 @@ fn receive_message(mut stream: &UnixStream) -> io::Result<(Kind, Vec<u8>, Vec<Ow
             }
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(bad("descriptors were lost: too many at once, or too many open files".to_owned()));
+            return Err(bad("descriptors were lost: too many at once, or too many open files"));
         }
         if received.bytes == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "hand-over: the other agent went away"));

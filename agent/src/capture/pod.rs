@@ -235,7 +235,7 @@ impl Capture {
         let pod = local_pod(spec, cookie);
         let sockets = PodSockets { pod: Arc::clone(&pod), netns: netns.clone(), inbound: true, cgroup_id: 0, diag };
         let sockets = Arc::new(sockets);
-        self.sockets.insert(Arc::clone(&sockets));
+        self.sockets.insert(&sockets);
         self.attached.insert(spec.id.clone(), Attached { sockets, config, listeners: kept });
         let connections_before = config.connections_before;
         Ok(PodAttachment { listeners: pod_listeners(pod, listeners), connections_before, adopted })
@@ -304,7 +304,7 @@ impl Capture {
             diag: Mutex::new(diag),
         };
         let sockets = Arc::new(sockets);
-        self.sockets.insert(Arc::clone(&sockets));
+        self.sockets.insert(&sockets);
         self.attached.insert(spec.id.clone(), Attached { sockets, config, listeners: Listeners::default() });
         // Which of the host's connections are a pod's cannot be told afterwards.
         Ok(PodAttachment { listeners: pod_listeners(pod, listeners), connections_before: 0, adopted })

@@ -64,13 +64,13 @@ impl CaptureSockets {
     }
 
     /// From now on the pod's sockets can be had.
-    pub(crate) fn insert(&self, pod: Arc<PodSockets>) {
+    pub(crate) fn insert(&self, pod: &Arc<PodSockets>) {
         self.pods.rcu(|pods| {
             let mut pods = Pods::clone(pods);
             if pod.cgroup_id != 0 {
                 pods.by_cgroup.insert(pod.cgroup_id, Arc::clone(&pod.pod));
             }
-            pods.by_id.insert(pod.pod.id.clone(), Arc::clone(&pod));
+            pods.by_id.insert(pod.pod.id.clone(), Arc::clone(pod));
             pods
         });
     }

@@ -98,7 +98,7 @@ fn accept(listener: &TcpListener, stop: &AtomicBool, mut each: impl FnMut(TcpStr
 fn say(sockets: &CaptureSockets, pod: &Arc<LocalPod>, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     match sockets.take(pod, stream.local_addr()?, peer) {
         Some(flow) => {
-            stream.write_all(format!("agent: {} asked for {}\n", flow.source.name, flow.original_dst).as_bytes())?
+            stream.write_all(format!("agent: {} asked for {}\n", flow.source.name, flow.original_dst).as_bytes())?;
         }
         None => stream.write_all(b"agent: never captured\n")?,
     }

@@ -92,12 +92,11 @@ fn a_hung_agent_is_gone_after_its_heartbeat_and_back_with_it() {
     for fail_closed in [false, true] {
         let Some(scene) = Scene::new(fail_closed) else { return };
         scene.expect_captured();
-        // The heartbeat never goes back, so a new one that old cannot be written: a second capture on the same maps is made to.
         age_heartbeat(&scene);
         if fail_closed {
-            scene.expect_refused()
+            scene.expect_refused();
         } else {
-            scene.expect_direct()
+            scene.expect_direct();
         }
         scene.capture.beat(Duration::ZERO).expect("beats");
         scene.expect_captured();
@@ -146,7 +145,11 @@ fn a_deny_is_kept_without_an_agent_only_by_those_that_fail_closed() {
             assert_eq!(scene.world.a.ask(to).expect_err("denied").kind(), io::ErrorKind::ConnectionRefused);
         }
         age_heartbeat(&scene);
-        if fail_closed { scene.expect_refused() } else { scene.expect_direct() }
+        if fail_closed {
+            scene.expect_refused();
+        } else {
+            scene.expect_direct();
+        }
     }
 }
 
