@@ -1,3 +1,15 @@
-//! weft's node agent: everything that touches the world.
+//! weft's node agent: everything that touches the world. The data path is in weft-proxy, the model in weft-policy, the kinds in
+//! weft-crds; here are the kernel, the sources of truth, and the wiring.
 
+pub mod admin;
+pub mod app;
 pub mod capture;
+pub mod config;
+pub mod limits;
+pub mod metrics;
+pub mod pods;
+pub mod reconcile;
+pub mod report;
+pub mod state;
+pub mod telemetry;
+pub mod watch;
