@@ -208,6 +208,13 @@ impl ObjectStore {
             if let Some(service) = slice.service.as_ref().and_then(|key| self.service(key)) {
                 mark_endpoints(service, dirty);
             }
+            // A pod document without a UID takes the place of the pod whose UID the slice gives beside its name.
+            let named = slice
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| endpoint.pod.as_ref())
+                .filter(|(name, _)| *name == pod.meta.name);
+            dirty.workloads.extend(named.filter_map(|(_, uid)| uid.clone()).map(WorkloadId));
         }
         // Who stands behind an address may depend on who else claims it.
         for ip in &pod.ips {

@@ -102,13 +102,9 @@ fn workload(store: &ObjectStore, slice: &EndpointSlice, endpoint: &SliceEndpoint
     };
     let named = store.pod(&(slice.meta.namespace.clone(), name.clone()));
     match uid {
-        // A pod of another node may be unknown here, and its UID still tells it apart. A pod document without a UID cannot be
-        // what a slice's UID means, but by its name.
-        Some(uid) => {
-            let id = WorkloadId(uid.clone());
-            let by_name = named.filter(|pod| pod.meta.uid.is_none());
-            if store.pods_with_id(&id).next().is_some() { Some(id) } else { Some(by_name.map_or(id, Pod::id)) }
-        }
+        // A pod document without a UID cannot be what a slice's UID means, but by its name. Else the UID says it all, even if the
+        // pod is unknown here, as those of other nodes may be.
+        Some(uid) => Some(named.filter(|pod| pod.meta.uid.is_none()).map_or_else(|| WorkloadId(uid.clone()), Pod::id)),
         None => named.map(Pod::id),
     }
 }

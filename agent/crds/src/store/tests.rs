@@ -149,6 +149,15 @@ fn the_first_slice_of_a_service_touches_the_pods_that_it_selects() {
 }
 
 #[test]
+fn a_pod_without_a_uid_touches_the_one_that_a_slice_names_by_uid_beside_its_name() {
+    let mut store = world();
+    let mut named = slice("a", "v1", "10.0.0.3");
+    named["endpoints"][0]["targetRef"] = json!({"kind": "Pod", "name": "p4", "uid": "u-4"});
+    apply(&mut store, &[named]);
+    assert_eq!(workloads(&apply(&mut store, &[pod("p4", "v1", "10.0.0.4")])), ["shop/p4", "u-4"]);
+}
+
+#[test]
 fn a_namespace_touches_its_pods() {
     let mut store = world();
     let namespace = |labels: Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
