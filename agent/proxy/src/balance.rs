@@ -57,7 +57,11 @@ struct CellState {
 impl CellState {
     fn new(set: Arc<EndpointSet>, before: &[Rc<EndpointLoad>], next: usize) -> Self {
         let known = |endpoint: &Endpoint| before.iter().find(|load| load.endpoint == *endpoint).cloned();
-        let loads = set.ready.iter().map(|endpoint| known(endpoint).unwrap_or_else(|| EndpointLoad::new(endpoint.clone()))).collect();
+        let loads = set
+            .ready
+            .iter()
+            .map(|endpoint| known(endpoint).unwrap_or_else(|| EndpointLoad::new(endpoint.clone())))
+            .collect();
         Self { set, loads, next, used: Instant::now() }
     }
 }
@@ -73,7 +77,12 @@ pub(crate) struct Balancer {
 
 impl Balancer {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { cells: HashMap::new(), splits: HashMap::new(), random: fastrand::Rng::with_seed(seed), now: Instant::now() }
+        Self {
+            cells: HashMap::new(),
+            splits: HashMap::new(),
+            random: fastrand::Rng::with_seed(seed),
+            now: Instant::now(),
+        }
     }
 
     /// The next backend of a split, and whether others were passed over because nothing of theirs is ready.
@@ -101,7 +110,8 @@ impl Balancer {
         }
         state.used = now;
         let ready = set.ready_like(like);
-        let first_of_family = if std::ptr::eq(ready.as_ptr(), set.ready.as_ptr()) { 0 } else { set.ready.len() - ready.len() };
+        let first_of_family =
+            if std::ptr::eq(ready.as_ptr(), set.ready.as_ptr()) { 0 } else { set.ready.len() - ready.len() };
         let loads = &state.loads[first_of_family..first_of_family + ready.len()];
         let count = loads.len();
         if count == 0 {
@@ -166,7 +176,8 @@ mod tests {
     #[test]
     fn least_request_of_two_evens_out() {
         let (cell, mut balancer) = (EndpointCell::new(endpoints(2)), Balancer::new(7));
-        let held: Vec<_> = (0..100).map(|_| balancer.endpoint(&cell, Balance::LeastRequest, V4, &[]).unwrap().begin()).collect();
+        let held: Vec<_> =
+            (0..100).map(|_| balancer.endpoint(&cell, Balance::LeastRequest, V4, &[]).unwrap().begin()).collect();
         let loads: Vec<_> = balancer.cells[&cell.id()].loads.iter().map(|load| load.in_flight.get()).collect();
         assert_eq!(loads, [50, 50]);
         drop(held);
@@ -219,7 +230,12 @@ mod tests {
     #[test]
     fn unused_state_is_forgotten() {
         let (cell, mut balancer) = (EndpointCell::new(endpoints(1)), Balancer::new(3));
-        let backend = Backend { service: ServiceKey::new("shop", "web"), port: 80, weight: 1, endpoints: Arc::new(EndpointCell::new(endpoints(1))) };
+        let backend = Backend {
+            service: ServiceKey::new("shop", "web"),
+            port: 80,
+            weight: 1,
+            endpoints: Arc::new(EndpointCell::new(endpoints(1))),
+        };
         let split = Split::new(ObjectRef::new("Service", "shop", "web"), Box::new([backend]));
         balancer.endpoint(&cell, Balance::RoundRobin, V4, &[]).unwrap();
         balancer.backend(&split).unwrap();

@@ -47,10 +47,13 @@ pub(crate) fn split<'plan>(worker: &Worker, split: &'plan Split, balance: Balanc
 pub(crate) fn no_backend(split: &Split, none: NoBackend) -> LocalReply {
     let origin = &split.origin;
     match none {
-        NoBackend::SplitZero => {
-            LocalReply::new(Reason::SplitZero, format_args!("every backend of {origin} has weight zero or does not exist"))
+        NoBackend::SplitZero => LocalReply::new(
+            Reason::SplitZero,
+            format_args!("every backend of {origin} has weight zero or does not exist"),
+        ),
+        NoBackend::NoEndpoints => {
+            LocalReply::new(Reason::NoEndpoints, format_args!("no backend of {origin} has a ready endpoint"))
         }
-        NoBackend::NoEndpoints => LocalReply::new(Reason::NoEndpoints, format_args!("no backend of {origin} has a ready endpoint")),
     }
 }
 
@@ -74,7 +77,12 @@ impl<'plan> Choice<'plan> {
     }
 
     /// The next endpoint to try, for a connection that was meant for `destination`.
-    pub(crate) fn next(&self, worker: &Worker, destination: SocketAddr, tried: &[SocketAddr]) -> Option<Rc<EndpointLoad>> {
+    pub(crate) fn next(
+        &self,
+        worker: &Worker,
+        destination: SocketAddr,
+        tried: &[SocketAddr],
+    ) -> Option<Rc<EndpointLoad>> {
         match self {
             Self::Backend { backend, balance, .. } => {
                 worker.balancer.borrow_mut().endpoint(&backend.endpoints, *balance, destination.ip(), tried)
@@ -88,15 +96,19 @@ impl<'plan> Choice<'plan> {
         let Some(failure) = failure else {
             return match self {
                 Self::Backend { split, .. } => no_backend(split, NoBackend::NoEndpoints),
-                Self::Pod(load) => LocalReply::new(Reason::NoEndpoints, format_args!("{} takes nothing", load.endpoint.address)),
+                Self::Pod(load) => {
+                    LocalReply::new(Reason::NoEndpoints, format_args!("{} takes nothing", load.endpoint.address))
+                }
             };
         };
-        let reason = if matches!(failure, DialError::Exhausted) { Reason::DialsExhausted } else { Reason::ConnectFailed };
+        let reason =
+            if matches!(failure, DialError::Exhausted) { Reason::DialsExhausted } else { Reason::ConnectFailed };
         let failure = chain(failure);
         match self {
-            Self::Backend { split, backend, .. } => {
-                LocalReply::new(reason, format_args!("backend {} of {} cannot be reached: {failure}", backend.service, split.origin))
-            }
+            Self::Backend { split, backend, .. } => LocalReply::new(
+                reason,
+                format_args!("backend {} of {} cannot be reached: {failure}", backend.service, split.origin),
+            ),
             Self::Pod(_) => LocalReply::new(reason, failure),
         }
     }

@@ -111,7 +111,8 @@ async fn connect(worker: &Worker, dial: &Dial<'_>, to: SocketAddr) -> Result<Dia
 }
 
 fn in_progress(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error())
+    error.kind() == io::ErrorKind::WouldBlock
+        || error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error())
 }
 
 fn failed(to: SocketAddr, source: io::Error) -> DialError {

@@ -40,9 +40,11 @@ impl Control {
         }
     }
 
-    /// Waits until the phase changes. There is one task to a connection, so one waiter.
-    pub(crate) async fn changed(&self) -> Phase {
-        self.changed.notified().await;
+    /// Waits until the phase is another one than `seen`. There is one task to a connection, so one waiter.
+    pub(crate) async fn changed(&self, seen: Phase) -> Phase {
+        while self.phase.get() == seen {
+            self.changed.notified().await;
+        }
         self.phase.get()
     }
 

@@ -12,7 +12,11 @@ use std::{
 use serde::Serialize;
 use weft_policy::names::ServiceKey;
 
-use crate::{drain::{Control, Phase}, metrics::ConnectionCells, socket::LocalPod};
+use crate::{
+    drain::{Control, Phase},
+    metrics::ConnectionCells,
+    socket::LocalPod,
+};
 
 /// Which way a captured connection goes, seen from the pod whose listener took it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -159,7 +163,12 @@ impl Flow {
         let (source, destination) = match self.direction {
             Direction::Outbound => {
                 let service = self.service.borrow();
-                (pod, service.as_ref().map_or_else(|| self.destination.to_string(), |(key, port)| format!("{key}:{port}")))
+                (
+                    pod,
+                    service
+                        .as_ref()
+                        .map_or_else(|| self.destination.to_string(), |(key, port)| format!("{key}:{port}")),
+                )
             }
             Direction::Inbound => (self.peer.to_string(), format!("{pod}:{}", self.destination.port())),
         };

@@ -38,7 +38,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
         Ok(dialled) => dialled,
         Err(error) => {
             if matches!(&error, dial::DialError::Socket { source: SocketError::PortsExhausted { .. }, .. }) {
-                worker.limit_reached(Limit::TransparentPorts, "no transparent source port is left for an inbound connection");
+                worker.limit_reached(
+                    Limit::TransparentPorts,
+                    "no transparent source port is left for an inbound connection",
+                );
             }
             worker.metrics.resets.inc();
             return dial::reset(stream);

@@ -79,7 +79,8 @@ struct Accepting {
 /// Serves a listener until it is stopped.
 pub(crate) fn listen(worker: &Rc<Worker>, pod: &Rc<Pod>, socket: TcpListener, direction: Direction) {
     let signal = Rc::new(Signal::default());
-    let accepting = Accepting { worker: Rc::clone(worker), pod: Rc::clone(pod), direction, own: socket.local_addr().ok() };
+    let accepting =
+        Accepting { worker: Rc::clone(worker), pod: Rc::clone(pod), direction, own: socket.local_addr().ok() };
     let task = tokio::task::spawn_local(accepting.run(socket, Rc::clone(&signal)));
     pod.listeners.0.borrow_mut().push((signal, task));
 }
@@ -107,7 +108,10 @@ impl Accepting {
         if let Ok(room) = Arc::clone(&self.worker.connections).try_acquire_owned() {
             return Some(Some(room));
         }
-        self.worker.limit_reached(Limit::DownstreamConnections, "this worker has as many downstream connections as it may have");
+        self.worker.limit_reached(
+            Limit::DownstreamConnections,
+            "this worker has as many downstream connections as it may have",
+        );
         tokio::select! {
             biased;
             () = signal.changed.notified() => None,
@@ -125,7 +129,8 @@ impl Accepting {
             });
             match accepted {
                 Ok((stream, peer)) => self.serve(stream, peer, None),
-                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     self.worker.metrics.accept_errors.inc();
@@ -138,7 +143,10 @@ impl Accepting {
 
     async fn failed(&self, error: &io::Error) {
         // These concern the one connection that came and went.
-        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+        ) {
             return;
         }
         self.worker.metrics.accept_errors.inc();

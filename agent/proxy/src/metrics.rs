@@ -151,15 +151,23 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             Ok(counter)
         };
-        let options = HistogramOpts::new("weft_request_duration_seconds", "From a request's head to the end of its response")
-            .buckets(DURATION_BUCKETS.to_vec());
+        let options =
+            HistogramOpts::new("weft_request_duration_seconds", "From a request's head to the end of its response")
+                .buckets(DURATION_BUCKETS.to_vec());
         let duration = HistogramVec::new(options, &REQUEST_LABELS)?;
         registry.register(Box::new(duration.clone()))?;
-        let connections_open = IntGaugeVec::new(Opts::new("weft_connections_open", "Captured connections that are open"), &CONNECTION_LABELS)?;
+        let connections_open = IntGaugeVec::new(
+            Opts::new("weft_connections_open", "Captured connections that are open"),
+            &CONNECTION_LABELS,
+        )?;
         registry.register(Box::new(connections_open.clone()))?;
         let replies = counter("weft_local_replies_total", "Answers that the mesh itself made, by reason", &["reason"])?;
         let dials = counter("weft_dials_total", "Connects to endpoints, by result", &["result"])?;
-        let limits = counter("weft_limit_reached_total", "Times that a named limit or timeout of the data path was reached", &["limit"])?;
+        let limits = counter(
+            "weft_limit_reached_total",
+            "Times that a named limit or timeout of the data path was reached",
+            &["limit"],
+        )?;
         Ok(Arc::new(Self {
             requests: counter("weft_requests_total", "Requests that were answered, by status class", &REQUEST_LABELS)?,
             duration,
@@ -167,7 +175,11 @@ impl Metrics {
             response_bytes: counter("weft_response_bytes_total", "Bytes of response bodies", &REQUEST_LABELS)?,
             connections: counter("weft_connections_total", "Captured connections, by direction", &CONNECTION_LABELS)?,
             connections_open,
-            sent_bytes: counter("weft_tcp_sent_bytes_total", "Bytes of opaque connections from source to destination", &CONNECTION_LABELS)?,
+            sent_bytes: counter(
+                "weft_tcp_sent_bytes_total",
+                "Bytes of opaque connections from source to destination",
+                &CONNECTION_LABELS,
+            )?,
             received_bytes: counter(
                 "weft_tcp_received_bytes_total",
                 "Bytes of opaque connections from destination to source",
@@ -177,7 +189,10 @@ impl Metrics {
             dials: DialResult::ALL.iter().map(|result| dials.with_label_values(&[result.as_str()])).collect(),
             limits: Limit::ALL.iter().map(|limit| limits.with_label_values(&[limit.as_str()])).collect(),
             resets: single("weft_connections_reset_total", "Captured connections that the mesh itself reset")?,
-            split_skipped: single("weft_split_skipped_total", "Choices made without a backend that has a weight but no ready endpoint")?,
+            split_skipped: single(
+                "weft_split_skipped_total",
+                "Choices made without a backend that has a weight but no ready endpoint",
+            )?,
             accept_errors: single("weft_accept_errors_total", "Failed accepts on pods' listeners")?,
             owners: Mutex::default(),
         }))
@@ -261,15 +276,31 @@ impl PodCells {
     }
 
     /// The cells for requests to `service` that `backend` answers.
-    pub(crate) fn requests(&self, service: Option<&ServiceKey>, backend: Option<&ServiceKey>) -> std::rc::Rc<RequestCells> {
+    pub(crate) fn requests(
+        &self,
+        service: Option<&ServiceKey>,
+        backend: Option<&ServiceKey>,
+    ) -> std::rc::Rc<RequestCells> {
         let mut cells = self.requests.borrow_mut();
         let route = self.bounded((service.cloned(), backend.cloned()), cells.len());
-        let make = || std::rc::Rc::new(RequestCells { metrics: Arc::clone(&self.metrics), owner: self.owner.clone(), route: route.clone(), classes: RefCell::default() });
+        let make = || {
+            std::rc::Rc::new(RequestCells {
+                metrics: Arc::clone(&self.metrics),
+                owner: self.owner.clone(),
+                route: route.clone(),
+                classes: RefCell::default(),
+            })
+        };
         std::rc::Rc::clone(cells.entry(route.clone()).or_insert_with(make))
     }
 
     /// The cells for connections to `service` that go to `backend`.
-    pub(crate) fn connections(&self, direction: Direction, service: Option<&ServiceKey>, backend: Option<&ServiceKey>) -> std::rc::Rc<ConnectionCells> {
+    pub(crate) fn connections(
+        &self,
+        direction: Direction,
+        service: Option<&ServiceKey>,
+        backend: Option<&ServiceKey>,
+    ) -> std::rc::Rc<ConnectionCells> {
         let mut cells = self.connections.borrow_mut();
         let route = self.bounded((service.cloned(), backend.cloned()), cells.len());
         let make = || std::rc::Rc::new(ConnectionCells::resolve(&self.metrics, &self.owner, direction, &route));
@@ -382,7 +413,9 @@ impl ConnectionCells {
         let labels = match direction {
             Direction::Outbound => [direction_label, own_namespace, own_name, namespace, service, backend],
             // Who the client is cannot be told yet; the destination is the pod's workload itself.
-            Direction::Inbound => [direction_label, String::new(), String::new(), own_namespace, own_name, String::new()],
+            Direction::Inbound => {
+                [direction_label, String::new(), String::new(), own_namespace, own_name, String::new()]
+            }
         };
         let cells = Self {
             total: metrics.connections.with_label_values(&labels),

@@ -44,8 +44,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
     };
     tracing::debug!(source = %pod.pod.name, peer = %flow.peer, destination = %flow.destination, ?protocol, ?sniffed, "captured");
     match sniffed {
-        Ok((Sniffed::Http, _)) => http::server::serve(worker, pod, &entry, stream, plan).await,
-        Ok((Sniffed::Opaque, early)) => opaque(&worker, &pod, &flow, Side { stream, early }, destination.as_ref()).await,
+        Ok((Sniffed::Http, _)) => http::server::serve(worker, pod, entry, stream, plan).await,
+        Ok((Sniffed::Opaque, early)) => {
+            opaque(&worker, &pod, &flow, Side { stream, early }, destination.as_ref()).await;
+        }
         Ok((Sniffed::Silent, _)) => {
             worker.metrics.reached(Limit::HeaderReadTimeout);
             tcp::linger(stream, &worker.scratch).await;
@@ -66,7 +68,11 @@ async fn opaque(worker: &Worker, pod: &Pod, flow: &Flow, downstream: Side, desti
     };
     {
         let (service, backend) = (flow.service.borrow(), flow.backend.borrow());
-        flow.open(pod.cells.connections(Direction::Outbound, service.as_ref().map(|(service, _)| service), backend.as_ref()));
+        flow.open(pod.cells.connections(
+            Direction::Outbound,
+            service.as_ref().map(|(service, _)| service),
+            backend.as_ref(),
+        ));
     }
     let (Dialled { stream, lease }, in_flight) = match reached {
         Ok(reached) => reached,
@@ -87,7 +93,12 @@ async fn opaque(worker: &Worker, pod: &Pod, flow: &Flow, downstream: Side, desti
 }
 
 /// Connects to an endpoint of whatever the connection was meant for.
-async fn reach(worker: &Worker, pod: &Pod, flow: &Flow, destination: Option<&Destination>) -> Result<(Dialled, InFlight), LocalReply> {
+async fn reach(
+    worker: &Worker,
+    pod: &Pod,
+    flow: &Flow,
+    destination: Option<&Destination>,
+) -> Result<(Dialled, InFlight), LocalReply> {
     let direct = |workload, node| EndpointLoad::new(Endpoint { address: flow.destination, workload, node });
     match destination {
         Some(Destination::Service(plan)) => {
@@ -108,9 +119,9 @@ async fn first(worker: &Worker, pod: &Pod, flow: &Flow, choice: Choice<'_>) -> R
     let mut failure = None;
     while let Some(load) = choice.next(worker, flow.destination, &tried) {
         let endpoint = &load.endpoint;
-        worker
-            .authorize_endpoint(endpoint)
-            .map_err(|denied| LocalReply::new(Reason::Denied, format_args!("connection to {}: {denied}", endpoint.address)))?;
+        worker.authorize_endpoint(endpoint).map_err(|denied| {
+            LocalReply::new(Reason::Denied, format_args!("connection to {}: {denied}", endpoint.address))
+        })?;
         flow.chose(choice.backend().map(|backend| &backend.service), endpoint.address);
         let in_flight = load.begin();
         let dial = Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload: endpoint.workload.as_ref() };

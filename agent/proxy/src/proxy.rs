@@ -64,10 +64,13 @@ impl Proxy {
         registry: &prometheus::Registry,
     ) -> Result<Self, ProxyError> {
         let metrics = Metrics::register(registry)?;
-        let parts = Parts { config: Arc::new(config.clone()), snapshots, sockets, captured, metrics: Arc::clone(&metrics) };
+        let parts =
+            Parts { config: Arc::new(config.clone()), snapshots, sockets, captured, metrics: Arc::clone(&metrics) };
         let epoch = Instant::now();
         let workers = (0..config.worker_count())
-            .map(|index| Handle::start(index, parts.clone(), epoch).map_err(|source| ProxyError::Worker { index, source }))
+            .map(|index| {
+                Handle::start(index, parts.clone(), epoch).map_err(|source| ProxyError::Worker { index, source })
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self { workers, metrics })
     }
@@ -86,10 +89,14 @@ impl Proxy {
             None => return,
         };
         for worker in others {
-            let copy = |sockets: &[TcpListener]| sockets.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
+            let copy = |sockets: &[TcpListener]| {
+                sockets.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>()
+            };
             let copies = copy(&listeners.outbound).and_then(|outbound| Ok((outbound, copy(&listeners.inbound)?)));
             match copies {
-                Ok((outbound, inbound)) => self.give(worker, PodListeners { pod: Arc::clone(&listeners.pod), outbound, inbound }),
+                Ok((outbound, inbound)) => {
+                    self.give(worker, PodListeners { pod: Arc::clone(&listeners.pod), outbound, inbound });
+                }
                 Err(error) => {
                     self.metrics.accept_errors.inc();
                     tracing::error!(pod = %listeners.pod.name, %error, "listeners cannot be shared with every worker");
@@ -121,7 +128,10 @@ impl Proxy {
     fn tell(&self, worker: &Handle, command: Command) {
         if worker.commands.try_send(command).is_err() {
             self.metrics.reached(Limit::Commands);
-            tracing::error!(heartbeat_age_ms = worker.heartbeat.age().as_millis(), "a worker takes no commands: it hangs or has ended");
+            tracing::error!(
+                heartbeat_age_ms = worker.heartbeat.age().as_millis(),
+                "a worker takes no commands: it hangs or has ended"
+            );
         }
     }
 
@@ -135,7 +145,11 @@ impl Proxy {
     pub async fn flows(&self, limit: usize) -> Vec<FlowRow> {
         let limit = limit.min(limits::FLOW_ROWS_MAX);
         let mut rows = Vec::new();
-        let answers: Vec<_> = self.workers.iter().map(|worker| ask(worker, |answer| Command::Flows { limit: limit + 1, answer })).collect();
+        let answers: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| ask(worker, |answer| Command::Flows { limit: limit + 1, answer }))
+            .collect();
         for answer in answers {
             if let Some(answer) = answer
                 && let Ok(Ok(part)) = tokio::time::timeout(limits::FLOWS_TIMEOUT, answer).await
@@ -153,7 +167,8 @@ impl Proxy {
 
     /// Takes what waits in the accept queues, then lets go of every listener. Returns when all workers have.
     pub async fn stop_accepting(&self) {
-        let answers: Vec<_> = self.workers.iter().map(|worker| ask(worker, |answer| Command::StopAccepting { answer })).collect();
+        let answers: Vec<_> =
+            self.workers.iter().map(|worker| ask(worker, |answer| Command::StopAccepting { answer })).collect();
         for answer in answers.into_iter().flatten() {
             // A worker that has ended accepts nothing.
             let _ = answer.await;
@@ -165,7 +180,8 @@ impl Proxy {
     pub async fn drain(&self, within: Duration) -> DrainReport {
         let deadline = Instant::now() + within + DRAIN_ANSWER;
         let mut report = DrainReport::default();
-        let answers: Vec<_> = self.workers.iter().map(|worker| ask(worker, |answer| Command::Drain { within, answer })).collect();
+        let answers: Vec<_> =
+            self.workers.iter().map(|worker| ask(worker, |answer| Command::Drain { within, answer })).collect();
         for answer in answers {
             let left = deadline.saturating_duration_since(Instant::now());
             match answer {

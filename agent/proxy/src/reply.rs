@@ -31,6 +31,8 @@ pub enum Reason {
     MalformedRequest,
     /// The request's body cannot be parsed.
     MalformedBody,
+    /// The client ended the connection before the end of the request's body.
+    BodyIncomplete,
     /// No `Host`.
     HostMissing,
     /// Several `Host` fields, or one that cannot be read or is not the target's.
@@ -54,7 +56,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -65,6 +67,7 @@ impl Reason {
         Self::Denied,
         Self::MalformedRequest,
         Self::MalformedBody,
+        Self::BodyIncomplete,
         Self::HostMissing,
         Self::HostInvalid,
         Self::FramingConflict,
@@ -91,6 +94,7 @@ impl Reason {
             Self::Denied => "denied",
             Self::MalformedRequest => "malformed_request",
             Self::MalformedBody => "malformed_body",
+            Self::BodyIncomplete => "body_incomplete",
             Self::HostMissing => "host_missing",
             Self::HostInvalid => "host_invalid",
             Self::FramingConflict => "framing_conflict",
@@ -108,13 +112,16 @@ impl Reason {
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
-            Self::NoEndpoints | Self::SplitZero | Self::ConnectFailed | Self::DestinationGone | Self::DialsExhausted => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoEndpoints
+            | Self::SplitZero
+            | Self::ConnectFailed
+            | Self::DestinationGone
+            | Self::DialsExhausted => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::MalformedRequest
             | Self::MalformedBody
+            | Self::BodyIncomplete
             | Self::HostMissing
             | Self::HostInvalid
             | Self::FramingConflict
@@ -133,6 +140,7 @@ impl Reason {
             self,
             Self::MalformedRequest
                 | Self::MalformedBody
+                | Self::BodyIncomplete
                 | Self::HostMissing
                 | Self::HostInvalid
                 | Self::FramingConflict

@@ -1,10 +1,10 @@
 //! Tells HTTP/1 from everything else by the client's first bytes, without taking them from the socket.
 
-use std::{io, time::Duration};
+use std::io;
 
 use bytes::Bytes;
 use rustix::net::RecvFlags;
-use tokio::{io::Interest, net::TcpStream, time::Instant};
+use tokio::{io::Interest, net::TcpStream, time::timeout};
 use weft_policy::plan::AppProtocol;
 
 use crate::{config::ProxyConfig, limits::DETECT_BYTES_MAX};
@@ -22,10 +22,46 @@ pub(crate) enum Sniffed {
 
 /// Methods of the IANA registry: where nobody declared HTTP, only these are taken for it, so that a protocol like SMTP stays opaque.
 const METHODS: [&str; 40] = [
-    "ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LABEL", "LINK", "LOCK",
-    "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "OPTIONS", "ORDERPATCH", "PATCH", "POST",
-    "PROPFIND", "PROPPATCH", "PUT", "QUERY", "REBIND", "REPORT", "SEARCH", "TRACE", "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK",
-    "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL", "PURGE",
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "OPTIONS",
+    "ORDERPATCH",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PUT",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "TRACE",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+    "PURGE",
 ];
 
 /// What a prefix says so far; `None`: more bytes are needed.
@@ -53,7 +89,10 @@ pub(crate) fn classify(bytes: &[u8], declared_http: bool) -> Option<Sniffed> {
         match target? {
             b'/' => true,
             b'*' => method == b"OPTIONS",
-            other => method == b"CONNECT" && (other.is_ascii_alphanumeric() || *other == b'[') || matches!(other, b'h' | b'H'),
+            other => {
+                method == b"CONNECT" && (other.is_ascii_alphanumeric() || *other == b'[')
+                    || matches!(other, b'h' | b'H')
+            }
         }
     } else {
         false
@@ -70,28 +109,38 @@ fn token(byte: &u8) -> bool {
 ///
 /// # Errors
 /// When the client's connection failed.
-pub(crate) async fn sniff(stream: &TcpStream, protocol: AppProtocol, config: &ProxyConfig) -> io::Result<(Sniffed, Bytes)> {
+pub(crate) async fn sniff(
+    stream: &TcpStream,
+    protocol: AppProtocol,
+    config: &ProxyConfig,
+) -> io::Result<(Sniffed, Bytes)> {
     let declared_http = match protocol {
         AppProtocol::Tcp => return Ok((Sniffed::Opaque, Bytes::new())),
         AppProtocol::Http => true,
         AppProtocol::Detect => false,
     };
     let patience = if declared_http { config.header_read_timeout } else { config.detect_timeout };
-    if !first_byte(stream, patience).await? {
-        return Ok((if declared_http { Sniffed::Silent } else { Sniffed::Opaque }, Bytes::new()));
+    let silent = if declared_http { Sniffed::Silent } else { Sniffed::Opaque };
+    // A socket may count as readable before anything has come, so only bytes, or the end, are an answer.
+    let first = stream.async_io(Interest::READABLE, || look(stream));
+    let Ok(first) = timeout(patience, first).await else { return Ok((silent, Bytes::new())) };
+    let (bytes, read) = first?;
+    if read == 0 {
+        return Ok((silent, Bytes::new()));
     }
-    let decide = stream.async_io(Interest::READABLE, || {
-        let mut buffer = [0; DETECT_BYTES_MAX];
-        let (_, read) = rustix::net::recv(stream, &mut buffer[..], RecvFlags::PEEK)?;
-        match classify(&buffer[..read], declared_http) {
-            _ if read == 0 => Ok(if declared_http { Sniffed::Silent } else { Sniffed::Opaque }),
+    if let Some(verdict) = classify(&bytes[..read], declared_http) {
+        return Ok((verdict, Bytes::new()));
+    }
+    let more = stream.async_io(Interest::READABLE, || {
+        let (bytes, read) = look(stream)?;
+        match classify(&bytes[..read], declared_http) {
             Some(verdict) => Ok(verdict),
-            None if read == buffer.len() => Ok(Sniffed::Opaque),
-            // `WouldBlock` clears the readiness, so that the next look waits for new bytes instead of spinning on the old ones.
+            None if read == bytes.len() => Ok(Sniffed::Opaque),
+            // This clears the readiness, so that the next look waits for new bytes instead of spinning on the old ones.
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
     });
-    match tokio::time::timeout_at(Instant::now() + patience, decide).await {
+    match timeout(patience, more).await {
         Ok(verdict) => Ok((verdict?, Bytes::new())),
         Err(_) if declared_http => Ok((Sniffed::Silent, Bytes::new())),
         Err(_) => {
@@ -104,11 +153,10 @@ pub(crate) async fn sniff(stream: &TcpStream, protocol: AppProtocol, config: &Pr
     }
 }
 
-async fn first_byte(stream: &TcpStream, patience: Duration) -> io::Result<bool> {
-    match tokio::time::timeout(patience, stream.readable()).await {
-        Ok(readable) => readable.map(|()| true),
-        Err(_) => Ok(false),
-    }
+fn look(stream: &TcpStream) -> io::Result<([u8; DETECT_BYTES_MAX], usize)> {
+    let mut buffer = [0; DETECT_BYTES_MAX];
+    let (_, read) = rustix::net::recv(stream, &mut buffer[..], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok((buffer, read))
 }
 
 #[cfg(test)]

@@ -167,7 +167,8 @@ impl Worker {
 
     fn add_pod(self: &Rc<Self>, listeners: PodListeners) {
         let pod = self.pod(&listeners.pod);
-        for (sockets, direction) in [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)] {
+        for (sockets, direction) in [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)]
+        {
             for socket in sockets {
                 match tokio::net::TcpListener::from_std(socket) {
                     Ok(socket) => listener::listen(self, &pod, socket, direction),
@@ -291,7 +292,13 @@ impl Worker {
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
 /// Runs a worker on this thread until it is told to end.
-pub(crate) fn run(runtime: &tokio::runtime::Runtime, index: usize, parts: Parts, heartbeat: Arc<Heartbeat>, commands: mpsc::Receiver<Command>) {
+pub(crate) fn run(
+    runtime: &tokio::runtime::Runtime,
+    index: usize,
+    parts: Parts,
+    heartbeat: Arc<Heartbeat>,
+    commands: mpsc::Receiver<Command>,
+) {
     let worker = Rc::new(Worker::new(index, parts, heartbeat));
     LocalSet::new().block_on(runtime, worker.run(commands));
 }

@@ -98,6 +98,20 @@ pub(crate) enum RequestBodyError {
     Unwanted,
 }
 
+impl RequestBodyError {
+    /// Whether the client's chunks make no sense; otherwise its connection ended.
+    pub(crate) fn is_malformed(&self) -> bool {
+        let mut cause: Option<&dyn std::error::Error> = Some(self);
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref::<std::io::Error>() {
+                return matches!(io.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData);
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
 /// A client's request body on its way upstream.
 pub(crate) struct RequestBody {
     inner: Incoming,

@@ -12,13 +12,19 @@ use crate::{
 pub(crate) fn check<B>(request: &Request<B>, fault: Option<Fault>) -> Result<Uri, LocalReply> {
     match fault {
         Some(Fault::FramingConflict) => {
-            return Err(LocalReply::new(Reason::FramingConflict, "request has both Content-Length and Transfer-Encoding"));
+            return Err(LocalReply::new(
+                Reason::FramingConflict,
+                "request has both Content-Length and Transfer-Encoding",
+            ));
         }
         Some(Fault::Fragment) => return Err(LocalReply::new(Reason::TargetInvalid, "request target has a fragment")),
         None => {}
     }
     if request.method() == Method::CONNECT {
-        return Err(LocalReply::new(Reason::ConnectMethod, "CONNECT is not for a server that the mesh stands in front of"));
+        return Err(LocalReply::new(
+            Reason::ConnectMethod,
+            "CONNECT is not for a server that the mesh stands in front of",
+        ));
     }
     codings(request)?;
     let target = target(request)?;
@@ -31,7 +37,9 @@ fn codings<B>(request: &Request<B>) -> Result<(), LocalReply> {
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
         (Some(one), None) if one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(LocalReply::new(Reason::TransferCoding, "the only transfer coding that is understood is one `chunked`")),
+        _ => {
+            Err(LocalReply::new(Reason::TransferCoding, "the only transfer coding that is understood is one `chunked`"))
+        }
     }
 }
 
@@ -42,7 +50,9 @@ fn target<B>(request: &Request<B>) -> Result<Uri, LocalReply> {
         return Err(invalid("request target has user information"));
     }
     match uri.path_and_query() {
-        Some(path) if path.as_str() == "*" && request.method() != Method::OPTIONS => Err(invalid("request target `*` is for OPTIONS")),
+        Some(path) if path.as_str() == "*" && request.method() != Method::OPTIONS => {
+            Err(invalid("request target `*` is for OPTIONS"))
+        }
         Some(path) => Ok(Uri::from(path.clone())),
         // `http://host` stands for its root (RFC 9110 4.2.3).
         None if uri.scheme().is_some() => Ok(Uri::from(PathAndQuery::from_static("/"))),
@@ -109,7 +119,12 @@ mod tests {
             ("GET", "/", &[("host", "a, b")], Err(Reason::HostInvalid)),
             ("POST", "/", &[("host", "a"), ("transfer-encoding", "Chunked")], Ok("/")),
             ("POST", "/", &[("host", "a"), ("transfer-encoding", "gzip, chunked")], Err(Reason::TransferCoding)),
-            ("POST", "/", &[("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(Reason::TransferCoding)),
+            (
+                "POST",
+                "/",
+                &[("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+                Err(Reason::TransferCoding),
+            ),
         ];
         for (method, target, fields, expect) in table {
             assert_eq!(checked(method, target, fields), expect.map(str::to_owned), "{method} {target} {fields:?}");

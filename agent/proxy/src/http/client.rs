@@ -69,7 +69,8 @@ pub(crate) struct Via<'a> {
 pub(crate) async fn connect(worker: &Worker, via: Via<'_>) -> Result<Upstream, DialError> {
     let Via { source, endpoint, cell, captured } = via;
     let to = endpoint.address;
-    let Dialled { stream, lease } = dial::dial(worker, Dial::Outbound { source, to, to_workload: endpoint.workload.as_ref() }).await?;
+    let Dialled { stream, lease } =
+        dial::dial(worker, Dial::Outbound { source, to, to_workload: endpoint.workload.as_ref() }).await?;
     let (sent, upgraded) = oneshot::channel();
     let shared = Rc::new(Shared {
         endpoint: endpoint.clone(),
@@ -82,6 +83,7 @@ pub(crate) async fn connect(worker: &Worker, via: Via<'_>) -> Result<Upstream, D
     });
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(limits::HEAD_BYTES_MAX)
+        .max_header_size(limits::HEAD_BYTES_MAX)
         .handshake(TokioIo::new(Stream(Rc::clone(&shared))))
         .await
         .map_err(|error| DialError::Unreachable { to, source: io::Error::other(error) })?;
@@ -183,7 +185,11 @@ impl AsyncWrite for Stream {
         self.with(|stream| stream.poll_write(cx, buf))
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.with(|stream| stream.poll_write_vectored(cx, bufs))
     }
 

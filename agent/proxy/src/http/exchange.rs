@@ -130,12 +130,17 @@ impl Drop for Record {
 }
 
 /// Answers one request.
-pub(crate) async fn exchange(link: Rc<Link>, request: Request<Incoming>, fault: Option<Fault>) -> Result<Response<ResponseBody>, Infallible> {
+pub(crate) async fn exchange(
+    link: Rc<Link>,
+    request: Request<Incoming>,
+    fault: Option<Fault>,
+) -> Result<Response<ResponseBody>, Infallible> {
     let mut record = Record::begin(&link);
     let outcome = match canonical::check(&request, fault) {
         Ok(target) => forward(&link, target, request, &mut record).await,
         Err(reply) => Err(reply),
     };
+    let canceled = matches!(&outcome, Err(reply) if reply.reason == Reason::BodyIncomplete);
     let (mut parts, source) = match outcome {
         Ok(answer) => answer,
         Err(reply) => local(&link, reply),
@@ -143,7 +148,7 @@ pub(crate) async fn exchange(link: Rc<Link>, request: Request<Incoming>, fault: 
     if link.closing.get() {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    record.status = Some(parts.status);
+    record.status = (!canceled).then_some(parts.status);
     Ok(Response::from_parts(parts, ResponseBody::new(source, link, record)))
 }
 
@@ -169,14 +174,21 @@ async fn forward(
     let destination = link.plan.borrow_mut().current().cloned();
     let port = link.flow.destination.port();
     match destination {
-        None => Err(LocalReply::new(Reason::DestinationGone, format_args!("nothing stands behind {} any more", link.flow.destination))),
+        None => Err(LocalReply::new(
+            Reason::DestinationGone,
+            format_args!("nothing stands behind {} any more", link.flow.destination),
+        )),
         Some(Destination::Service(plan)) => through(link, &plan, (parts, body, prepared), record).await,
         Some(Destination::Pod(pod)) => {
             let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
             if let Some(plan) = pod.headless(port, host) {
                 return through(link, plan, (parts, body, prepared), record).await;
             }
-            let endpoint = Endpoint { address: link.flow.destination, workload: Some(pod.workload.clone()), node: pod.node.clone() };
+            let endpoint = Endpoint {
+                address: link.flow.destination,
+                workload: Some(pod.workload.clone()),
+                node: pod.node.clone(),
+            };
             let load = direct(link, endpoint);
             record.cells = Some(link.cells(0, 0, (None, None)));
             send(link, Choice::Pod(&load), (parts, body, prepared)).await
@@ -206,7 +218,8 @@ fn prepare(link: &Link, parts: &mut request::Parts, body: &Incoming) -> Result<P
     let headers = &mut parts.headers;
     let upgrade = hop::request(headers)
         .map_err(|named| LocalReply::new(Reason::ConnectionInvalid, format_args!("Connection names {}", named.0)))?;
-    let expects = headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let expects =
+        headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     if one_zero {
         // RFC 9110 10.1.1: an expectation of HTTP/1.0 is ignored.
         headers.remove(header::EXPECT);
@@ -249,7 +262,11 @@ async fn through(
 }
 
 /// Sends a request to an endpoint of the choice; to another one if the first cannot be reached.
-async fn send(link: &Rc<Link>, choice: Choice<'_>, outgoing: Outgoing) -> Result<(response::Parts, Source), LocalReply> {
+async fn send(
+    link: &Rc<Link>,
+    choice: Choice<'_>,
+    outgoing: Outgoing,
+) -> Result<(response::Parts, Source), LocalReply> {
     let (parts, body, prepared) = outgoing;
     let (mut request, gate) = assemble(link, parts, body, &prepared);
     let worker = &link.worker;
@@ -301,9 +318,16 @@ enum Failed {
 }
 
 /// A connection from the pool, or a new one; and which of both. Takes the inbound step where it is this agent's to take.
-async fn take(link: &Rc<Link>, choice: &Choice<'_>, endpoint: &Endpoint, stale: usize) -> Result<(Upstream, bool), Failed> {
+async fn take(
+    link: &Rc<Link>,
+    choice: &Choice<'_>,
+    endpoint: &Endpoint,
+    stale: usize,
+) -> Result<(Upstream, bool), Failed> {
     let worker = &link.worker;
-    let denied = |denied| Failed::Reply(LocalReply::new(Reason::Denied, format_args!("request to {}: {denied}", endpoint.address)));
+    let denied = |denied| {
+        Failed::Reply(LocalReply::new(Reason::Denied, format_args!("request to {}: {denied}", endpoint.address)))
+    };
     if stale < limits::POOL_STALE_MAX
         && let Some(upstream) = link.pod.pool.checkout(endpoint)
     {
@@ -320,7 +344,12 @@ async fn take(link: &Rc<Link>, choice: &Choice<'_>, endpoint: &Endpoint, stale: 
     Ok((upstream, false))
 }
 
-fn assemble(link: &Rc<Link>, parts: request::Parts, body: Incoming, prepared: &Prepared) -> (Request<RequestBody>, Option<Arc<Gate>>) {
+fn assemble(
+    link: &Rc<Link>,
+    parts: request::Parts,
+    body: Incoming,
+    prepared: &Prepared,
+) -> (Request<RequestBody>, Option<Arc<Gate>>) {
     let mut body = RequestBody::new(body, Rc::clone(link));
     if !prepared.expects {
         return (Request::from_parts(parts, body), None);
@@ -341,12 +370,19 @@ fn assemble(link: &Rc<Link>, parts: request::Parts, body: Incoming, prepared: &P
 /// What to answer when a request was sent, at least in part, and no response came.
 fn broken(endpoint: &Endpoint, error: &hyper::Error) -> LocalReply {
     let address = endpoint.address;
-    if error.is_user() && std::error::Error::source(error).is_some_and(|cause| cause.is::<RequestBodyError>()) {
-        LocalReply::new(Reason::MalformedBody, "request body ended early or cannot be parsed")
+    if let Some(cause) = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<RequestBodyError>()) {
+        if cause.is_malformed() {
+            LocalReply::new(Reason::MalformedBody, "request body cannot be parsed")
+        } else {
+            LocalReply::new(Reason::BodyIncomplete, "client ended the connection within its request's body")
+        }
     } else if error.is_parse() {
         LocalReply::new(Reason::UpstreamProtocol, format_args!("response of {address} cannot be parsed: {error}"))
     } else {
-        LocalReply::new(Reason::UpstreamReset, format_args!("{address} ended the connection before its response: {error}"))
+        LocalReply::new(
+            Reason::UpstreamReset,
+            format_args!("{address} ended the connection before its response: {error}"),
+        )
     }
 }
 
@@ -360,13 +396,15 @@ fn answer(
 ) -> Result<(response::Parts, Source), LocalReply> {
     let (mut parts, body) = response.into_parts();
     let address = upstream.endpoint().address;
-    let protocol = |what: &str| LocalReply::new(Reason::UpstreamProtocol, format_args!("response of {address}: {what}"));
+    let protocol =
+        |what: &str| LocalReply::new(Reason::UpstreamProtocol, format_args!("response of {address}: {what}"));
     let switching = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     if switching && !upgrade {
         return Err(protocol("switches protocols, which nobody asked for"));
     }
     let framed_twice = framing(&mut parts.headers, &body).map_err(protocol)?;
-    hop::response(&mut parts.headers, parts.status).map_err(|named| protocol(&format!("Connection names {}", named.0)))?;
+    hop::response(&mut parts.headers, parts.status)
+        .map_err(|named| protocol(&format!("Connection names {}", named.0)))?;
     parts.version = Version::HTTP_11;
     // Only the phrase of the status line goes through of what hyper knows beside the head.
     let phrase = parts.extensions.remove::<ReasonPhrase>();

@@ -31,10 +31,13 @@ fn strip_nominated(headers: &mut HeaderMap) -> Result<(), Nominated> {
     if !headers.contains_key(CONNECTION) {
         return Ok(());
     }
-    let nominated: Vec<HeaderName> = elements(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    let nominated: Vec<HeaderName> =
+        elements(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     for name in nominated {
         // Taking these away would make another request of it.
-        for (needed, word) in [(HOST, "host"), (CONTENT_LENGTH, "content-length"), (header::AUTHORIZATION, "authorization")] {
+        for (needed, word) in
+            [(HOST, "host"), (CONTENT_LENGTH, "content-length"), (header::AUTHORIZATION, "authorization")]
+        {
             if name == needed {
                 return Err(Nominated(word));
             }
@@ -83,7 +86,9 @@ pub(crate) fn response(headers: &mut HeaderMap, status: http::StatusCode) -> Res
     strip_always(headers);
     headers.remove(TE);
     // Both say what to switch to: one does it, the other one asks for it.
-    if matches!(status, http::StatusCode::SWITCHING_PROTOCOLS | http::StatusCode::UPGRADE_REQUIRED) && headers.contains_key(UPGRADE) {
+    if matches!(status, http::StatusCode::SWITCHING_PROTOCOLS | http::StatusCode::UPGRADE_REQUIRED)
+        && headers.contains_key(UPGRADE)
+    {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     } else {
         headers.remove(UPGRADE);
@@ -98,25 +103,33 @@ mod tests {
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         fields
             .iter()
-            .map(|(name, value)| (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap()))
+            .map(|(name, value)| {
+                (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+            })
             .collect()
     }
 
     fn shown(headers: &HeaderMap) -> Vec<String> {
-        let mut fields: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        let mut fields: Vec<_> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         fields.sort();
         fields
     }
 
     #[test]
     fn hop_by_hop_fields_of_requests_do_not_go_through() {
-        let table: [(&[(&str, &str)], &[&str], bool); 7] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], bool);
+        let table: [Case<'_>; 7] = [
             (&[("host", "a"), ("x", "1")], &["host: a", "x: 1"], false),
             (&[("connection", "close, x-secret"), ("x-secret", "1"), ("x", "1")], &["x: 1"], false),
             (&[("connection", "keep-alive"), ("keep-alive", "timeout=5"), ("proxy-connection", "x")], &[], false),
             (&[("te", "gzip, trailers"), ("connection", "te")], &["connection: te", "te: trailers"], false),
             (&[("te", "gzip")], &[], false),
-            (&[("connection", "Upgrade"), ("upgrade", "websocket")], &["connection: upgrade", "upgrade: websocket"], true),
+            (
+                &[("connection", "Upgrade"), ("upgrade", "websocket")],
+                &["connection: upgrade", "upgrade: websocket"],
+                true,
+            ),
             (&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAA")], &[], false),
         ];
         for (fields, expect, upgrade) in table {

@@ -151,7 +151,10 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", &[]),
             ("POST / HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n", &[(1, FramingConflict)]),
             ("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\nCONTENT-LENGTH: 4\r\n\r\n", &[(1, FramingConflict)]),
-            ("GET / HTTP/1.1\n\nPOST / HTTP/1.1\nContent-Length: 0\nTransfer-Encoding: chunked\n\n", &[(2, FramingConflict)]),
+            (
+                "GET / HTTP/1.1\n\nPOST / HTTP/1.1\nContent-Length: 0\nTransfer-Encoding: chunked\n\n",
+                &[(2, FramingConflict)],
+            ),
             ("POST / HTTP/1.1\r\nContent-Length: 38\r\n\r\nContent-Length:0\nTransfer-Encoding:x\n\n", &[]),
             (
                 "POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nabPOST / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",

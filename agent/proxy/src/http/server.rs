@@ -52,7 +52,7 @@ enum Outcome {
 }
 
 /// Serves the connection until it ends.
-pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, entry: &FlowEntry, stream: TcpStream, plan: PlanHandle) {
+pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, entry: FlowEntry, stream: TcpStream, plan: PlanHandle) {
     let flow = &entry.flow;
     flow.protocol.set(FlowProtocol::Http);
     let service = flow.service.borrow().as_ref().map(|(service, _)| service.clone());
@@ -63,6 +63,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, entry: &FlowEntry, s
         .half_close(false)
         .header_read_timeout(None)
         .max_buf_size(limits::HEAD_BYTES_MAX)
+        .max_header_size(limits::HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(wire), Requests(Rc::clone(&link)));
     let outcome = drive(&link, &mut connection).await;
     let parts = connection.into_parts();
@@ -77,16 +78,17 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, entry: &FlowEntry, s
                 worker.metrics.resets.inc();
             }
         }
-        (outcome, _) => end(&link, outcome, stream).await,
+        (outcome, _) => end(&link, outcome, stream, entry).await,
     }
 }
 
 async fn drive(link: &Link, connection: &mut Connection) -> Outcome {
+    let mut phase = Phase::Running;
     loop {
-        let phase = tokio::select! {
+        phase = tokio::select! {
             biased;
             done = &mut *connection => return Outcome::Done(done),
-            phase = link.flow.control.changed() => phase,
+            phase = link.flow.control.changed(phase) => phase,
         };
         match phase {
             Phase::Running => {}
@@ -103,7 +105,9 @@ async fn drive(link: &Link, connection: &mut Connection) -> Outcome {
     }
 }
 
-async fn end(link: &Link, outcome: Outcome, stream: TcpStream) {
+async fn end(link: &Link, outcome: Outcome, stream: TcpStream, entry: FlowEntry) {
+    // All is said, or nobody listens: what is left is to be polite, and no drain waits for that.
+    drop(entry);
     let metrics = &link.worker.metrics;
     match outcome {
         _ if link.turn.is_broken() => {
@@ -137,7 +141,8 @@ async fn timed_out(link: &Link, stream: TcpStream) {
             metrics.reached(Limit::HeaderReadTimeout);
             metrics.replied(Reason::HeadTimeout);
             let within = link.worker.config.header_read_timeout.as_secs_f32();
-            let answer: Bytes = reply::raw(Reason::HeadTimeout, &format!("request head was not complete within {within} s"));
+            let answer: Bytes =
+                reply::raw(Reason::HeadTimeout, &format!("request head was not complete within {within} s"));
             // If the socket does not take it now, the client does not read.
             let _ = stream.try_write(&answer);
             tcp::linger(stream, &link.worker.scratch).await;

@@ -145,10 +145,15 @@ impl Wire {
             Some(rest) if rest.starts_with(b"431 ") => {
                 self.metrics.reached(Limit::HeadBytes);
                 let (bytes, fields) = (limits::HEAD_BYTES_MAX, limits::HEADERS_MAX);
-                (Reason::HeadTooLarge, format!("request head is larger than {bytes} bytes or has more than {fields} fields"))
+                (
+                    Reason::HeadTooLarge,
+                    format!("request head is larger than {bytes} bytes or has more than {fields} fields"),
+                )
             }
             Some(rest) if rest.starts_with(b"414 ") => (Reason::TargetTooLong, "request target is too long".to_owned()),
-            Some(rest) if rest.starts_with(b"400 ") => (Reason::MalformedRequest, "request cannot be parsed".to_owned()),
+            Some(rest) if rest.starts_with(b"400 ") => {
+                (Reason::MalformedRequest, "request cannot be parsed".to_owned())
+            }
             _ => return false,
         };
         self.metrics.replied(reason);
@@ -224,7 +229,11 @@ impl AsyncWrite for Wire {
         self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if !this.turn.owed() && bufs.first().is_some_and(|first| this.replace(first)) {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
