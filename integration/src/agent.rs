@@ -208,16 +208,18 @@ impl Agent {
         .with_context(|| format!("last routes: {last:#?}"))
     }
 
-    /// Waits until a Service has so many ready endpoints on each of its ports.
+    /// Waits until a Service has so many ready pods on each of its ports: two endpoints each, one for each address.
     ///
     /// # Errors
     /// When that takes too long.
-    pub fn wait_endpoints(&self, namespace: &str, service: &str, ready: usize) -> Result<()> {
+    pub fn wait_endpoints(&self, namespace: &str, service: &str, pods: usize) -> Result<()> {
+        let ready = 2 * pods;
+        let mut last = None;
         wait::until(&format!("{ready} endpoints of {namespace}/{service}"), limits::APPLY_TIMEOUT, || {
-            let services = self.services()?;
-            let found = services.iter().find(|found| found.namespace == namespace && found.name == service);
-            Ok(found.filter(|found| found.ports.iter().all(|port| port.ready == ready)).map(drop))
+            last = self.services()?.into_iter().find(|found| found.namespace == namespace && found.name == service);
+            Ok(last.as_ref().filter(|found| found.ports.iter().all(|port| port.ready == ready)).map(drop))
         })
+        .with_context(|| format!("last: {last:#?}"))
     }
 
     /// Waits until a pod is captured.
