@@ -9,6 +9,7 @@ use std::{
 };
 
 use prometheus::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::UnixStream,
     signal::unix::{SignalKind, signal},
@@ -91,6 +92,7 @@ pub fn run(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let run_dir = &args.places.run_dir;
     make_run_dir(run_dir)?;
+    raise_file_limit();
     // What can fail without root or kernel comes first, so that a mistake in the command line changes nothing.
     let mut directory = Directory::new(&args.manifests);
     let first = directory.scan(&BTreeSet::new())?;
@@ -164,6 +166,14 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         }
     }
     Ok(())
+}
+
+/// Every carried connection takes two descriptors; service managers start processes with a soft limit that suits select(2).
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, limit = ?limit.current, "the limit of open files stays as it was");
+    }
 }
 
 /// The port becomes free in the moment in which the old agent lets go of it.

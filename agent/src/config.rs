@@ -54,7 +54,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020", value_parser = parse_metrics_addr, env = "WEFT_METRICS_ADDR")]
     pub metrics_addr: MetricsAddr,
     /// Worker threads of the data path [default: one for each core, at most 4].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), env = "WEFT_WORKERS")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=weft_proxy::limits::WORKERS_MAX as i64), env = "WEFT_WORKERS")]
     pub workers: Option<u16>,
     /// How long connections may go on after a stop or hand-over, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400), env = "WEFT_DRAIN_TIMEOUT_S")]

@@ -139,3 +139,21 @@ impl Collector for AgentMetrics {
         scrape.families().into_iter().flat_map(Collector::collect).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let docs = include_str!("../../docs/metrics.md");
+        let scrape = Scrape::new().unwrap();
+        for name in scrape.families().into_iter().flat_map(Collector::desc).map(|desc| &desc.fq_name) {
+            assert!(docs.contains(&format!("`{name}")), "{name} is not in docs/metrics.md");
+        }
+        let data_path = include_str!("../proxy/src/metrics.rs");
+        for name in data_path.split('"').filter(|text| text.starts_with("weft_")) {
+            assert!(docs.contains(&format!("`{name}")), "{name} is not in docs/metrics.md");
+        }
+    }
+}
