@@ -21,3 +21,27 @@ mod pool;
 mod sniff;
 mod tcp;
 mod worker;
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use crate::{flows, http, inbound, outbound};
+
+    fn size3<A, B, C, F: Future>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size4<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What every connection and every request costs in memory beside hyper's buffers; an await too many shows here.
+    #[test]
+    fn futures_stay_small() {
+        assert!(size3(http::exchange::exchange) <= 4096, "request: {} bytes", size3(http::exchange::exchange));
+        assert!(size4(outbound::serve) <= 6144, "outbound connection: {} bytes", size4(outbound::serve));
+        assert!(size4(inbound::serve) <= 2048, "inbound connection: {} bytes", size4(inbound::serve));
+        assert!(size_of::<flows::Flow>() <= 512, "flow: {} bytes", size_of::<flows::Flow>());
+    }
+}

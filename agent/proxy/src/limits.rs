@@ -12,6 +12,8 @@ pub const WORKERS_MAX: usize = 64;
 pub const COMMANDS_MAX: usize = 4096;
 /// How often a worker shows that it lives, flushes its metrics and sweeps: a tenth of the age at which capture takes the agent for hung (5 s).
 pub const TICK: Duration = Duration::from_millis(500);
+/// How long to wait for workers to empty their accept queues and let go of their listeners.
+pub const STOP_ACCEPTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long `Drop` waits for worker threads to end.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a worker that ends waits for its connections to be reset.

@@ -14,6 +14,7 @@ use crate::{
     balance::{EndpointLoad, InFlight},
     choose::{self, Choice},
     dial::{self, Dialled},
+    drain::Phase,
     flows::{Direction, Flow, FlowEntry, FlowProtocol, bump},
     http, limits,
     metrics::Limit,
@@ -39,8 +40,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
         None => AppProtocol::Tcp,
     };
     let sniffed = tokio::select! {
-        sniffed = sniff::sniff(&stream, protocol, &worker.config) => sniffed,
-        () = flow.control.cut() => return dial::reset(stream),
+        sniffed = sniff::sniff(&stream, protocol, &worker.config) => Some(sniffed),
+        () = told_to_end(&stream, protocol, &flow) => None,
+    };
+    let Some(sniffed) = sniffed else {
+        // In order: not a byte of it is lost.
+        return drop(stream);
     };
     tracing::debug!(source = %pod.pod.name, peer = %flow.peer, destination = %flow.destination, ?protocol, ?sniffed, "captured");
     match sniffed {
@@ -48,6 +53,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
         Ok((Sniffed::Opaque, early)) => {
             opaque(&worker, &pod, &flow, Side { stream, early }, destination.as_ref()).await;
         }
+        Ok((Sniffed::Ended, _)) => tcp::linger(stream, &worker.scratch).await,
         Ok((Sniffed::Silent, _)) => {
             worker.metrics.reached(Limit::HeaderReadTimeout);
             tcp::linger(stream, &worker.scratch).await;
@@ -55,6 +61,18 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
         Err(error) => {
             tracing::debug!(peer = %flow.peer, %error, "client connection failed before its first byte");
             dial::reset(stream);
+        }
+    }
+}
+
+/// Returns when a connection whose protocol is not known yet is to end. A drain ends those that have not said a word of HTTP: their
+/// clients know that an idle connection may close. Others become known within a moment.
+async fn told_to_end(stream: &TcpStream, protocol: AppProtocol, flow: &Flow) {
+    let mut phase = Phase::Running;
+    loop {
+        phase = flow.control.changed(phase).await;
+        if phase > Phase::Draining || (protocol == AppProtocol::Http && !tcp::has_unread(stream)) {
+            return;
         }
     }
 }

@@ -169,9 +169,12 @@ impl Proxy {
     pub async fn stop_accepting(&self) {
         let answers: Vec<_> =
             self.workers.iter().map(|worker| ask(worker, |answer| Command::StopAccepting { answer })).collect();
+        let deadline = tokio::time::Instant::now() + limits::STOP_ACCEPTING_TIMEOUT;
         for answer in answers.into_iter().flatten() {
             // A worker that has ended accepts nothing.
-            let _ = answer.await;
+            if tokio::time::timeout_at(deadline, answer).await.is_err() {
+                tracing::error!("a worker does not let go of its listeners: it hangs");
+            }
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum Sniffed {
     Opaque,
     /// Nothing, on a port where the client must speak first.
     Silent,
+    /// Nothing, and the client has shut down its side: nothing will come.
+    Ended,
 }
 
 /// Methods of the IANA registry: where nobody declared HTTP, only these are taken for it, so that a protocol like SMTP stays opaque.
@@ -126,7 +128,7 @@ pub(crate) async fn sniff(
     let Ok(first) = timeout(patience, first).await else { return Ok((silent, Bytes::new())) };
     let (bytes, read) = first?;
     if read == 0 {
-        return Ok((silent, Bytes::new()));
+        return Ok((if declared_http { Sniffed::Ended } else { Sniffed::Opaque }, Bytes::new()));
     }
     if let Some(verdict) = classify(&bytes[..read], declared_http) {
         return Ok((verdict, Bytes::new()));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::net::RecvFlags;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
@@ -141,6 +142,12 @@ impl<'a> Pump<'a> {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// Whether bytes wait in the kernel that nobody has read.
+pub(crate) fn has_unread(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    matches!(rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, read)) if read > 0)
 }
 
 /// Shuts down the sending side and reads what still comes, for a bounded while: closing with unread bytes would reset the

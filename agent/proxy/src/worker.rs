@@ -146,14 +146,18 @@ impl Worker {
 
     /// The inbound step: what the destination's own policy says. A captured workload without a plan takes nothing.
     pub(crate) fn authorize(&self, workload: &WorkloadId) -> Result<(), Denied> {
-        let mut snapshot = self.snapshot.borrow_mut();
-        if snapshot.generation != self.snapshots.generation() {
-            *snapshot = self.snapshots.load();
-        }
+        self.refresh();
+        let snapshot = self.snapshot.borrow();
         match snapshot.inbound.get(workload).map(|plan| plan.authorize()) {
             Some(Verdict::Allow(_)) => Ok(()),
             Some(Verdict::Deny(basis)) => Err(Denied::By(basis)),
             None => Err(Denied::NoPlan),
+        }
+    }
+
+    fn refresh(&self) {
+        if self.snapshot.borrow().generation != self.snapshots.generation() {
+            self.snapshot.replace(self.snapshots.load());
         }
     }
 
@@ -166,6 +170,15 @@ impl Worker {
     }
 
     fn add_pod(self: &Rc<Self>, listeners: PodListeners) {
+        // The same pod in another namespace: its sandbox was made anew, and nothing of the old one is of use.
+        let moved = self
+            .pods
+            .borrow()
+            .get(&listeners.pod.id)
+            .is_some_and(|known| known.pod.netns_cookie != listeners.pod.netns_cookie);
+        if moved {
+            self.remove_pod(&listeners.pod.id);
+        }
         let pod = self.pod(&listeners.pod);
         for (sockets, direction) in [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)]
         {
@@ -240,6 +253,8 @@ impl Worker {
 
     fn tick(&self) {
         self.heartbeat.beat();
+        // Lets go of a snapshot that is not the current one any more.
+        self.refresh();
         let now = Instant::now();
         self.flows.sweep(now);
         self.balancer.borrow_mut().sweep(now, limits::BALANCE_STATE_IDLE);

@@ -304,7 +304,12 @@ async fn send(
                 Some(unsent) => {
                     request = unsent;
                     tried.push(load.endpoint.address);
-                    failure = Some(DialError::Refused { to: load.endpoint.address });
+                    let refused = DialError::Refused { to: load.endpoint.address };
+                    if tried.len() >= limits::CONNECT_TRIES_MAX {
+                        worker.metrics.reached(Limit::ConnectTries);
+                        return Err(choice.exhausted(Some(&refused)));
+                    }
+                    failure = Some(refused);
                 }
                 None => return Err(broken(&load.endpoint, &error.into_error())),
             },

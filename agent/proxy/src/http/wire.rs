@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use rustix::net::RecvFlags;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -25,6 +24,7 @@ use crate::{
     limits,
     metrics::{Limit, Metrics},
     reply::{self, Reason},
+    tcp,
 };
 
 /// What a client connection is waiting for; what its deadline is about.
@@ -75,10 +75,7 @@ impl Turn {
 
     /// Whether bytes have come that hyper does not know of yet.
     pub(crate) fn has_unread(&self) -> bool {
-        let stream = self.stream.borrow();
-        let Some(stream) = &*stream else { return false };
-        let mut byte = [0];
-        matches!(rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, read)) if read > 0)
+        self.stream.borrow().as_ref().is_some_and(tcp::has_unread)
     }
 
     fn with<T>(&self, act: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {

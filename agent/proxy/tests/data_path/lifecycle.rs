@@ -51,13 +51,39 @@ async fn drain_finishes_requests_and_leaves_opaque_connections_their_time() {
         opaque_server.send("here").await;
         assert_eq!(opaque.exactly(4).await, b"here");
         drop((opaque, opaque_server));
-        never_used.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
-        assert_eq!(never_used.answer().await.head.field("connection"), Some("close"));
+        never_used.ended().await;
         drop((idle, busy, never_used));
     };
     let (report, ()) = soon(async { tokio::join!(drain, clients) }).await;
     assert_eq!((report.finished, report.closed, report.workers_lost), (4, 0, 0));
     assert!(tokio::net::TcpStream::connect(mesh.outbound).await.is_err(), "nothing listens any more");
+}
+
+#[tokio::test]
+async fn request_that_has_come_when_a_drain_begins_is_answered() {
+    let (mesh, web) = (Mesh::start(), Named::start("v1").await);
+    mesh.serve(vip(1), service(AppProtocol::Http, &[web.address]));
+    for used_before in [true, false] {
+        let mesh = if used_before { &mesh } else { &Mesh::start() };
+        mesh.serve(vip(1), service(AppProtocol::Http, &[web.address]));
+        let mut client = Wire::new(mesh.connect(vip(1)).await);
+        if used_before {
+            client.get("/").await;
+        }
+        let hang = mesh.capture.hang.lock().unwrap();
+        let other = std::net::TcpStream::connect(mesh.outbound).unwrap();
+        // The worker hangs now or soon, and finds both the request and the drain when it goes on.
+        client.stream.try_write(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
+        let drain = mesh.proxy().drain(Duration::from_secs(20));
+        let going_on = async {
+            drop(hang);
+            let answer = client.answer().await;
+            assert_eq!((answer.text(), answer.head.field("connection")), ("v1", Some("close")));
+            drop((client, other));
+        };
+        let (report, ()) = soon(async { tokio::join!(drain, going_on) }).await;
+        assert_eq!(report.closed, 0);
+    }
 }
 
 #[tokio::test]
@@ -203,13 +229,24 @@ async fn inbound_refusal_is_a_reset_and_the_listener_itself_is_no_destination() 
 }
 
 #[tokio::test]
-async fn heartbeat_shows_life() {
+async fn heartbeat_tells_a_worker_that_hangs_from_one_that_lives() {
     let mesh = Mesh::with(&ProxyConfig { workers: Some(2), ..ProxyConfig::default() });
-    let deadline = Instant::now() + Duration::from_millis(1500);
-    while Instant::now() < deadline {
-        assert!(mesh.proxy().heartbeat_age() < Duration::from_secs(3));
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let age = || mesh.proxy().heartbeat_age();
+    for _ in 0..2 {
+        let before = age();
+        until("a beat", || age() < before || age() < Duration::from_millis(20)).await;
+        until("a pause", || age() > Duration::from_millis(100)).await;
     }
+    {
+        let _hang = mesh.capture.hang.lock().unwrap();
+        let _client = std::net::TcpStream::connect(mesh.outbound).unwrap();
+        let deadline = Instant::now() + crate::mesh::PATIENCE;
+        while age() < 3 * weft_proxy::limits::TICK {
+            assert!(Instant::now() < deadline, "a worker hangs, and the heartbeat does not show it");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    until("the worker lives again", || age() < weft_proxy::limits::TICK / 2).await;
 }
 
 #[tokio::test]

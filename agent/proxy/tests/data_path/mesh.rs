@@ -54,6 +54,8 @@ pub(crate) struct Capture {
     pub(crate) dials: AtomicUsize,
     pub(crate) started: AtomicUsize,
     pub(crate) leases: Arc<AtomicUsize>,
+    /// Held by a test, it hangs the worker that accepts next.
+    pub(crate) hang: Mutex<()>,
     /// Fails every dial to these before it begins.
     pub(crate) no_socket: Mutex<HashSet<SocketAddr>>,
 }
@@ -95,6 +97,7 @@ impl SocketFactory for Capture {
 
 impl FlowSource for Capture {
     fn take(&self, _pod: &Arc<LocalPod>, _local: SocketAddr, peer: SocketAddr) -> Option<CapturedFlow> {
+        drop(self.hang.lock().unwrap());
         self.destinations.lock().unwrap().remove(&peer)
     }
 }
