@@ -168,11 +168,18 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Every carried connection takes two descriptors; service managers start processes with a soft limit that suits select(2).
+/// Every carried connection takes two descriptors, and processes are started with a limit that suits select(2). Raising the hard limit
+/// needs CAP_SYS_RESOURCE; without it the agent takes what it may have.
 fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
-        tracing::warn!(%error, limit = ?limit.current, "the limit of open files stays as it was");
+    let before = getrlimit(Resource::Nofile);
+    let wanted = before.maximum.map(|maximum| maximum.max(limits::FILES_MAX));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum: wanted })
+        .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum }));
+    let now = getrlimit(Resource::Nofile).current;
+    if let Err(error) = raised {
+        tracing::warn!(%error, limit = ?now, "the limit of open files stays as it was");
+    } else if now < wanted {
+        tracing::info!(limit = ?now, wanted = ?wanted, "the limit of open files could not be raised as far as weft would like");
     }
 }
 
@@ -236,7 +243,13 @@ pub fn cleanup(places: &Places) -> Result<CleanupReport, CleanupError> {
     if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
         return Err(CleanupError::Running { socket });
     }
-    Ok(capture::cleanup(&capture_config(places))?)
+    let report = capture::cleanup(&capture_config(places))?;
+    // An agent that was killed left its sockets behind.
+    for name in [server::ADMIN_SOCKET, HANDOVER_SOCKET] {
+        let _ = std::fs::remove_file(places.run_dir.join(name));
+    }
+    let _ = std::fs::remove_dir(&places.run_dir);
+    Ok(report)
 }
 
 /// Why nothing was cleaned up.

@@ -20,6 +20,8 @@ pub const RECONCILE_QUEUE_MAX: usize = 64;
 pub const POD_RETRY: Duration = Duration::from_secs(2);
 /// How often the heartbeat is written; a fifth of the age at which programs take the agent for gone.
 pub const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
+/// Open files that the agent asks for: 500,000 connections, and the kernel's default ceiling for one process (proc(5), "nr_open").
+pub const FILES_MAX: u64 = 1 << 20;
 /// How often entries of connections that their application closed before they were accepted are looked for.
 pub const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 /// How long the new agent waits for the old one to hand its listeners over before it starts without them.
