@@ -69,7 +69,7 @@ fn bad_documents() -> Vec<Bad> {
         document("invalid YAML", "kind: [unclosed\n", "", "", ""),
         document("tabs", "kind:\n\tx: y\n", "", "", ""),
         document("not an object", "- just\n- a list\n", "document", "", "map"),
-        document("no kind", "apiVersion: v1\nmetadata: {name: x}\n", "document", "kind", "must be given"),
+        document("no kind", "apiVersion: v1\nmetadata: {name: x}\n", "document default/x", "kind", "must be given"),
         document(
             "unknown kind",
             "apiVersion: v1\nkind: Podd\nmetadata: {name: x}\n",
@@ -344,7 +344,7 @@ fn bpffs_that_is_not_mounted_is_named() -> Result<()> {
     unmounted.args(["--mount", "sh", "-c", "umount -l /sys/fs/bpf && exec \"$@\"", "sh"]);
     unmounted.arg(run.get_program()).args(run.get_args().map(OsString::from));
     let refused = refusal(&node, unmounted)?;
-    assert_refused(&refused, &["bpffs", "mount"]);
+    assert_refused(&refused, &[&node.bpf_dir().to_string_lossy(), "mount -t bpf"]);
     Ok(())
 }
 
@@ -383,33 +383,24 @@ fn a_manifest_directory_that_does_not_exist_is_named() -> Result<()> {
 }
 
 #[test]
-fn a_foreign_pin_directory_is_left_alone() -> Result<()> {
-    let (_pod, manifests, node) = node_with_a_pod()?;
-    let dir = node.bpf_dir();
-    fs::create_dir_all(&dir)?;
-    let foreign = dir.join("somebody_elses");
-    let args = [
-        "map",
-        "create",
-        &foreign.to_string_lossy(),
-        "type",
-        "array",
-        "key",
-        "4",
-        "value",
-        "8",
-        "entries",
-        "1",
-        "name",
-        "foreign",
-    ]
-    .map(str::to_owned);
-    command::output(Command::new("bpftool").args(&args))?;
-    let refused = refusal(&node, agent::run_command(&node, manifests.dir(), &AgentOptions::default())?)?;
-    assert_refused(&refused, &[&dir.to_string_lossy()]);
+fn a_foreign_pin_directory_is_named_and_left_alone() -> Result<()> {
+    let mut shop = Shop::running("open")?;
+    shop.take_agent()?.kill()?;
+    let pins = pins_below(&shop.node.bpf_dir())?;
+    let own = pins.first().and_then(|pin| pin.parent()).context("no pins")?.to_path_buf();
+    agent::cleanup(&shop.node)?;
+    // Where weft would pin, somebody else has.
+    fs::create_dir_all(&own)?;
+    let foreign = own.join("somebody_elses");
+    let path = foreign.to_string_lossy().into_owned();
+    let args = ["map", "create", &path, "type", "array", "key", "4", "value", "8", "entries", "1", "name", "foreign"];
+    command::output(Command::new("bpftool").args(args))?;
+    let refused = refusal(&shop.node, agent::run_command(&shop.node, shop.manifests.dir(), &AgentOptions::default())?)?;
+    assert_refused(&refused, &["somebody_elses"]);
     assert!(foreign.exists(), "somebody else's pin has gone");
-    // Neither does a cleanup take what is not weft's.
-    agent::cleanup(&node).ok();
+    // Neither does a cleanup take what is not weft's; it says so instead.
+    let cleaned = agent::cleanup(&shop.node);
+    assert!(cleaned.as_ref().map_or_else(ToString::to_string, Clone::clone).contains("somebody_elses"), "{cleaned:?}");
     assert!(foreign.exists(), "somebody else's pin has gone");
     Ok(())
 }

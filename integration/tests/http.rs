@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use weft_integration::{
     Shop, command,
     objects::{ServicePort, cluster_ips, service},
@@ -273,8 +273,10 @@ fn the_protocol_is_found_from_what_the_port_says_or_the_client_does() -> Result<
         let url = format!("http://{}:{port}/", cluster_ips(99)[0]);
         assert_eq!(shop.curl(&[&url])?.trim(), "v1-1", "port {port}");
     }
-    // What is carried as HTTP is counted as requests.
-    let requests = shop.agent()?.metric("weft_requests_total", &["mixed"])?;
-    assert!((requests - 3.0).abs() < 0.5, "{requests} requests\n{}", shop.agent()?.metrics()?);
-    Ok(())
+    // What is carried as HTTP is counted as requests. A request is counted when its connection's end has been seen.
+    wait::until("three requests to be counted", Duration::from_secs(5), || {
+        let requests = shop.agent()?.metric("weft_requests_total", &["mixed"])?;
+        ensure!((requests - 3.0).abs() < 0.5, "{requests} requests");
+        Ok(Some(()))
+    })
 }
