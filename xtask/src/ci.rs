@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{lint, sh, test};
+use crate::{demo, lint, sh, test};
 
-/// Lint, then every test; the counts come last.
+/// Lint, then every test, then the demo, whose figures are checked too; the counts come last.
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     let linted = lint::run();
@@ -15,8 +15,10 @@ pub(crate) fn run() -> Result<()> {
     } else {
         Err(anyhow::anyhow!("not root, so the tests on network namespaces cannot run"))
     };
+    let shown = if sh::is_root() { demo::run(&demo::Args::default()) } else { Ok(()) };
     println!("\nlint: {}", if linted.is_ok() { "ok" } else { "FAILED" });
+    println!("demo: {}", if shown.is_ok() { "ok" } else { "FAILED" });
     println!("took {} min {} s", start.elapsed().as_secs() / 60, start.elapsed().as_secs() % 60);
     let counted = tested.and_then(test::Totals::into_result);
-    linted.and(counted)
+    linted.and(shown).and(counted)
 }

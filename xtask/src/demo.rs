@@ -18,7 +18,7 @@ use report::Report;
 use stage::Stage;
 
 /// Arguments of `demo`.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub(crate) struct Args {
     /// Leave everything running afterwards and print commands to play with; Ctrl-C ends it.
     #[arg(long)]

@@ -33,7 +33,7 @@ enum Verb {
     Test(test::Args),
     /// Formatting, clippy, import rules, licences.
     Lint,
-    /// What continuous integration runs: lint, then every test.
+    /// What continuous integration runs: lint, then every test, then the demo.
     Ci,
 }
 
