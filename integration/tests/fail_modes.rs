@@ -209,6 +209,22 @@ fn through_a_kill_and_a_restart_every_connection_is_served_or_told_at_once() -> 
     Ok(())
 }
 
+/// Pods are taken over one after the other: a client's connections must not be carried to servers that are still waiting for it.
+#[test]
+fn a_restart_among_many_pods_makes_no_error_of_its_own() -> Result<()> {
+    let mut shop = Shop::with_servers("closed", 10, 0)?;
+    shop.start()?;
+    for round in 0..3 {
+        let report = through(&mut shop, "http", 80, |shop| {
+            shop.take_agent()?.kill()?;
+            shop.start()
+        })?;
+        assert_eq!(report.statuses.get(&200), Some(&report.served), "round {round}: {report:?}");
+        assert_eq!(report.served + report.refused + report.reset, 1500, "round {round}: {report:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_connection_that_is_being_served_survives_a_hand_over() -> Result<()> {
     let mut shop = Shop::running("closed")?;
