@@ -8,7 +8,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -151,6 +150,3 @@ pub(crate) fn connect(
     stream.set_read_timeout(Some(SOON)).map_err(kernel("set a timeout"))?;
     Ok((stream, lease))
 }
-
-/// A heartbeat that is older than the programs accept.
-pub(crate) const STALE: Duration = Duration::from_secs(3600);

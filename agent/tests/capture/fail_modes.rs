@@ -10,7 +10,7 @@ use weft_abi::verdict;
 use weft_agent::capture::Capture;
 
 use crate::{
-    agent::{STALE, Worker},
+    agent::Worker,
     outbound::{set, stats},
     world::World,
 };
@@ -92,7 +92,7 @@ fn a_hung_agent_is_gone_after_its_heartbeat_and_back_with_it() {
     for fail_closed in [false, true] {
         let Some(scene) = Scene::new(fail_closed) else { return };
         scene.expect_captured();
-        age_heartbeat(&scene);
+        scene.world.stop_beating();
         if fail_closed {
             scene.expect_refused();
         } else {
@@ -144,7 +144,7 @@ fn a_deny_is_kept_without_an_agent_only_by_those_that_fail_closed() {
             set(&mut scene.capture, to, verdict::DENY);
             assert_eq!(scene.world.a.ask(to).expect_err("denied").kind(), io::ErrorKind::ConnectionRefused);
         }
-        age_heartbeat(&scene);
+        scene.world.stop_beating();
         if fail_closed {
             scene.expect_refused();
         } else {
@@ -162,18 +162,4 @@ fn listeners_that_are_taken_away_leave_the_fail_mode() {
         scene.capture.set_fail_closed(&pod, false).expect("opened");
     }
     scene.expect_direct();
-}
-
-/// Writes a heartbeat of long ago into the pinned map, as a hung agent's would be.
-fn age_heartbeat(scene: &Scene) {
-    use aya::maps::{Array, Map, MapData};
-    let path =
-        scene.world.config.bpf_dir.join(format!("v{}", weft_abi::ABI_VERSION)).join(weft_abi::map_name::SETTINGS);
-    let map = Map::Array(MapData::from_pin(path).expect("pinned"));
-    let mut map: Array<MapData, weft_abi::Settings> = map.try_into().expect("an array");
-    let mut settings = map.get(&0, 0).expect("settings");
-    let stale = u64::try_from(STALE.as_nanos()).expect("small");
-    settings.heartbeat_ns =
-        settings.heartbeat_ns.saturating_sub(stale.min(settings.heartbeat_max_age_ns + 1_000_000_000));
-    map.set(0, settings, 0).expect("written");
 }

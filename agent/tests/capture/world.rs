@@ -7,13 +7,14 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use aya::maps::{Array, Map, MapData};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use weft_agent::capture::{Capture, CaptureConfig, PodSpec, cleanup};
 use weft_policy::names::WorkloadId;
@@ -149,6 +150,7 @@ pub(crate) struct World {
     pub(crate) config: CaptureConfig,
     bridge: String,
     cgroup_home: PathBuf,
+    beating: Arc<AtomicBool>,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -192,6 +194,7 @@ impl World {
             },
             bridge: format!("wbr{tag}"),
             cgroup_home,
+            beating: Arc::new(AtomicBool::new(true)),
             _one: one,
         };
         world.build(slot);
@@ -234,7 +237,34 @@ impl World {
     pub(crate) fn open(&self) -> Capture {
         let capture = Capture::open(&self.config).expect("capture opens");
         capture.beat(Duration::ZERO).expect("beats");
+        let (heartbeat, beating) = (Arc::downgrade(&capture.heartbeat()), Arc::clone(&self.beating));
+        thread::spawn(move || {
+            while let Some(heartbeat) = heartbeat.upgrade() {
+                if !beating.load(Ordering::SeqCst) {
+                    return;
+                }
+                heartbeat.beat(Duration::ZERO).expect("beats");
+                drop(heartbeat);
+                thread::sleep(Duration::from_millis(500));
+            }
+        });
         capture
+    }
+
+    /// From now on every agent of this world hangs, as far as the programs can tell.
+    pub(crate) fn stop_beating(&self) {
+        self.beating.store(false, Ordering::SeqCst);
+        // As a hung agent's would be: it counts as missing at once, and one that beats again undoes it.
+        let dir = self.config.bpf_dir.join(format!("v{}", weft_abi::ABI_VERSION));
+        let pinned = MapData::from_pin(dir.join(weft_abi::map_name::SETTINGS)).expect("pinned");
+        let mut map: Array<MapData, weft_abi::Settings> = Map::Array(pinned).try_into().expect("an array");
+        // A beat may be under way; it is the last.
+        let until = Instant::now() + Duration::from_millis(50);
+        while Instant::now() < until {
+            let mut settings = map.get(&0, 0).expect("settings");
+            settings.heartbeat_ns = 0;
+            map.set(0, settings, 0).expect("written");
+        }
     }
 
     pub(crate) fn cgroup(&self) -> &Path {
