@@ -136,7 +136,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         tokio::spawn(reconciler.run(change_rx)),
         tokio::spawn(server::serve_admin(admin, Arc::clone(&shared), log_level, Arc::clone(&drain))),
     ];
-    let metrics = metrics_listener.map(|listener| tokio::spawn(server::serve_metrics(listener, Arc::clone(&shared), registry.clone())));
+    let metrics = metrics_listener
+        .map(|listener| tokio::spawn(server::serve_metrics(listener, Arc::clone(&shared), registry.clone())));
     tracing::info!(node = args.node, manifests = %args.manifests.display(), pid = std::process::id(), "weft is running");
 
     let ending = wait_for_end(&shared, &handover_socket, &drain).await;

@@ -110,7 +110,9 @@ fn parse_metrics_addr(text: &str) -> Result<MetricsAddr, String> {
     if text == "none" {
         return Ok(MetricsAddr(None));
     }
-    text.parse().map(|addr| MetricsAddr(Some(addr))).map_err(|_| "expected ADDRESS:PORT, as in 127.0.0.1:15020, or \"none\"".to_owned())
+    text.parse()
+        .map(|addr| MetricsAddr(Some(addr)))
+        .map_err(|_| "expected ADDRESS:PORT, as in 127.0.0.1:15020, or \"none\"".to_owned())
 }
 
 #[cfg(test)]

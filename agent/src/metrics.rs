@@ -38,13 +38,19 @@ impl Scrape {
         Ok(Self {
             generation: IntGauge::new("weft_generation", "Generation of the plans in force")?,
             ready: IntGauge::new("weft_ready", "1 while manifests are applied and the agent takes connections")?,
-            heartbeat_age: GaugeVec::new(Opts::new("weft_worker_heartbeat_age_seconds", "Age of the slowest worker's last sign of life"), &[])?,
+            heartbeat_age: GaugeVec::new(
+                Opts::new("weft_worker_heartbeat_age_seconds", "Age of the slowest worker's last sign of life"),
+                &[],
+            )?,
             pod_captured: IntGaugeVec::new(
                 Opts::new("weft_pod_captured", "1 if the pod's connections are captured; 0, with the reason, if not"),
                 &["namespace", "pod", "reason"],
             )?,
             connections_before: IntGaugeVec::new(
-                Opts::new("weft_pod_connections_before_capture", "TCP connections that were open when capture of the pod began"),
+                Opts::new(
+                    "weft_pod_connections_before_capture",
+                    "TCP connections that were open when capture of the pod began",
+                ),
                 pod,
             )?,
             pod_connections: IntCounterVec::new(
@@ -52,13 +58,25 @@ impl Scrape {
                 &["namespace", "pod", "event"],
             )?,
             capture_events: IntCounterVec::new(
-                Opts::new("weft_capture_limit_total", "Events in the kernel that mean that a limit was met or a redirect was lost"),
+                Opts::new(
+                    "weft_capture_limit_total",
+                    "Events in the kernel that mean that a limit was met or a redirect was lost",
+                ),
                 &["event"],
             )?,
             map_entries: IntGaugeVec::new(Opts::new("weft_capture_map_entries", "Entries of a BPF map"), &["map"])?,
-            map_max: IntGaugeVec::new(Opts::new("weft_capture_map_entries_max", "Entries that a BPF map can hold"), &["map"])?,
-            findings: IntGaugeVec::new(Opts::new("weft_object_findings", "Findings about objects, by severity"), &["severity"])?,
-            unused_manifests: IntGauge::new("weft_manifest_problems", "Manifest documents or files that are not used as written")?,
+            map_max: IntGaugeVec::new(
+                Opts::new("weft_capture_map_entries_max", "Entries that a BPF map can hold"),
+                &["map"],
+            )?,
+            findings: IntGaugeVec::new(
+                Opts::new("weft_object_findings", "Findings about objects, by severity"),
+                &["severity"],
+            )?,
+            unused_manifests: IntGauge::new(
+                "weft_manifest_problems",
+                "Manifest documents or files that are not used as written",
+            )?,
         })
     }
 

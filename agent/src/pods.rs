@@ -78,13 +78,18 @@ impl Pods {
     }
 
     /// Takes changed workloads in (`None`: gone) and says what to do about them.
-    pub fn change<'a>(&mut self, changed: impl IntoIterator<Item = (&'a WorkloadId, &'a Option<Arc<WorkloadIr>>)>) -> PodChanges {
+    pub fn change<'a>(
+        &mut self,
+        changed: impl IntoIterator<Item = (&'a WorkloadId, &'a Option<Arc<WorkloadIr>>)>,
+    ) -> PodChanges {
         let mut changes = PodChanges::default();
         for (id, workload) in changed {
             let wanted = workload.as_ref().filter(|w| w.meshed && w.node == self.node && !w.ips.is_empty());
             match (self.entries.get_mut(id), wanted) {
                 (Some(entry), Some(workload)) if same_to_capture(&entry.workload, workload) => {
-                    if entry.workload.fail_mode != workload.fail_mode && matches!(entry.state, PodState::Captured { .. }) {
+                    if entry.workload.fail_mode != workload.fail_mode
+                        && matches!(entry.state, PodState::Captured { .. })
+                    {
                         changes.fail_mode.push(id.clone());
                     }
                     entry.workload = Arc::clone(workload);
@@ -95,7 +100,8 @@ impl Pods {
                     }
                     self.entries.remove(id);
                     if let Some(workload) = wanted {
-                        self.entries.insert(id.clone(), Entry { workload: Arc::clone(workload), state: PodState::Waiting });
+                        self.entries
+                            .insert(id.clone(), Entry { workload: Arc::clone(workload), state: PodState::Waiting });
                         changes.attach.push(id.clone());
                     }
                 }
@@ -107,7 +113,11 @@ impl Pods {
     /// Pods that failed and should be tried again.
     #[must_use]
     pub fn failed(&self) -> Vec<WorkloadId> {
-        self.entries.iter().filter(|(_, entry)| matches!(entry.state, PodState::Failed { .. })).map(|(id, _)| id.clone()).collect()
+        self.entries
+            .iter()
+            .filter(|(_, entry)| matches!(entry.state, PodState::Failed { .. }))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     /// Notes how an attempt ended. Returns whether that is news.
@@ -117,12 +127,13 @@ impl Pods {
         entry.state = state;
         news
     }
-
 }
 
 /// Whether a change of the object leaves the pod's sockets as they are.
 fn same_to_capture(a: &WorkloadIr, b: &WorkloadIr) -> bool {
-    let key = |w: &WorkloadIr| (w.ips.clone(), w.netns.clone(), w.cgroup.clone(), w.host_network, Arc::clone(&w.name), Arc::clone(&w.owner));
+    let key = |w: &WorkloadIr| {
+        (w.ips.clone(), w.netns.clone(), w.cgroup.clone(), w.host_network, Arc::clone(&w.name), Arc::clone(&w.owner))
+    };
     key(a) == key(b)
 }
 
@@ -177,7 +188,9 @@ mod tests {
     #[test]
     fn only_meshed_pods_of_this_node_are_wanted() {
         let mut pods = Pods::new("n1");
-        for (w, expected) in [(workload("a", "n1", true), 1), (workload("b", "n2", true), 0), (workload("c", "n1", false), 0)] {
+        for (w, expected) in
+            [(workload("a", "n1", true), 1), (workload("b", "n2", true), 0), (workload("c", "n1", false), 0)]
+        {
             assert_eq!(change(&mut pods, &w).attach.len(), expected, "{}", w.id);
         }
     }
@@ -192,7 +205,10 @@ mod tests {
         let mut moved = (*first).clone();
         moved.netns = Some("/run/netns/b".into());
         let changes = change(&mut pods, &Arc::new(moved));
-        assert_eq!(changes, PodChanges { release: vec![first.id.clone()], attach: vec![first.id.clone()], fail_mode: vec![] });
+        assert_eq!(
+            changes,
+            PodChanges { release: vec![first.id.clone()], attach: vec![first.id.clone()], fail_mode: vec![] }
+        );
     }
 
     #[test]

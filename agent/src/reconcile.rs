@@ -12,8 +12,10 @@ use weft_policy::{
     names::WorkloadId,
 };
 
+use weft_proxy::socket::PodListeners;
+
 use crate::{
-    capture::{convert::dest_key, handover::HandedListener},
+    capture::{PodAttachment, convert::dest_key, handover::HandedListener},
     limits,
     pods::{PodState, pod_spec},
     state::Shared,
@@ -42,12 +44,15 @@ impl Reconciler {
         // Listeners of pods that this agent does not want: with the last descriptor gone, those pods are direct again.
         self.handed.clear();
         let mut capture = self.shared.capture();
-        let known: HashSet<DestKey> = self.shared.compiler().reach().map(|(addr, _)| dest_key(addr.ip, addr.port)).collect();
+        let known: HashSet<DestKey> =
+            self.shared.compiler().reach().map(|(addr, _)| dest_key(addr.ip, addr.port)).collect();
         let cleared = capture.retain_destinations(&known).and_then(|()| capture.release_unclaimed());
         match cleared {
             Ok(0) => {}
             Ok(pods) => tracing::info!(pods, "pods of an earlier agent are released"),
-            Err(error) => tracing::warn!(error = %Chain(&error), "leftovers of an earlier agent could not all be removed"),
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "leftovers of an earlier agent could not all be removed")
+            }
         }
     }
 
@@ -70,8 +75,13 @@ impl Reconciler {
         for problem in &change.problems {
             if !self.shared.problems().contains(problem) {
                 tracing::warn!(
-                    file = problem.file, document = problem.document, line = problem.line, object = problem.object,
-                    field = problem.field, problem = problem.message, "manifest is not used"
+                    file = problem.file,
+                    document = problem.document,
+                    line = problem.line,
+                    object = problem.object,
+                    field = problem.field,
+                    problem = problem.message,
+                    "manifest is not used"
                 );
             }
         }
@@ -95,9 +105,7 @@ impl Reconciler {
         let generation = snapshot.generation;
         self.shared.snapshots.publish(snapshot);
         self.set_destinations(&kept);
-        for id in &pods.attach {
-            self.attach(id);
-        }
+        self.attach_all(&pods.attach);
         for id in &pods.fail_mode {
             self.set_fail_mode(id);
         }
@@ -117,27 +125,32 @@ impl Reconciler {
         }
     }
 
-    fn attach(&mut self, id: &WorkloadId) {
-        let Some(workload) = self.shared.pods().entry(id).map(|entry| Arc::clone(&entry.workload)) else { return };
+    /// Captures pods. None of their connections is accepted before all are captured: one that was carried to a pod which still waits
+    /// for its own turn would meet that pod's fail mode. Until then connections wait in the accept queues.
+    fn attach_all(&mut self, ids: &[WorkloadId]) {
+        let listeners: Vec<PodListeners> = ids.iter().filter_map(|id| self.attach(id)).collect();
+        for listeners in listeners {
+            self.shared.proxy.add_pod(listeners);
+        }
+    }
+
+    fn attach(&mut self, id: &WorkloadId) -> Option<PodListeners> {
+        let workload = self.shared.pods().entry(id).map(|entry| Arc::clone(&entry.workload))?;
         let attached = pod_spec(&workload).and_then(|spec| {
             self.shared.capture().attach_pod(&spec, &mut self.handed).map_err(|error| Chain(&error).to_string())
         });
-        let state = match attached {
-            Ok(attachment) => {
-                self.shared.proxy.add_pod(attachment.listeners);
-                PodState::Captured { connections_before: attachment.connections_before }
-            }
-            Err(reason) => PodState::Failed { reason },
-        };
-        let news = self.shared.pods().set(id, state.clone());
-        match state {
-            PodState::Captured { connections_before } => {
+        match attached {
+            Ok(PodAttachment { listeners, connections_before, .. }) => {
+                self.shared.pods().set(id, PodState::Captured { connections_before });
                 tracing::info!(namespace = %workload.namespace, pod = %workload.name, connections_before, "pod is captured");
+                Some(listeners)
             }
-            PodState::Failed { reason } if news => {
-                tracing::warn!(namespace = %workload.namespace, pod = %workload.name, reason, "pod is not captured");
+            Err(reason) => {
+                if self.shared.pods().set(id, PodState::Failed { reason: reason.clone() }) {
+                    tracing::warn!(namespace = %workload.namespace, pod = %workload.name, reason, "pod is not captured");
+                }
+                None
             }
-            _ => {}
         }
     }
 
@@ -160,8 +173,6 @@ impl Reconciler {
     /// Tries pods again that could not be captured.
     fn retry_pods(&mut self) {
         let failed = self.shared.pods().failed();
-        for id in &failed {
-            self.attach(id);
-        }
+        self.attach_all(&failed);
     }
 }

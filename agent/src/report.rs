@@ -41,10 +41,28 @@ pub fn status(status: &Status) -> String {
     let captured = status.pods.iter().filter(|pod| pod.captured).count();
     let mut out = format!(
         "node {}  {state}  pid {}  version {}  up {} s  generation {}  workers {} (slowest {} ms ago)\npods {captured} of {} captured\n",
-        status.node, status.pid, status.version, status.uptime_s, status.generation, status.workers, status.heartbeat_age_ms, status.pods.len()
+        status.node,
+        status.pid,
+        status.version,
+        status.uptime_s,
+        status.generation,
+        status.workers,
+        status.heartbeat_age_ms,
+        status.pods.len()
     );
     if !status.pods.is_empty() {
-        let mut pods = table(&["NAMESPACE", "POD", "CAPTURED", "FAIL MODE", "OUT", "IN", "DIRECT", "REFUSED", "BEFORE", "ADDRESSES"]);
+        let mut pods = table(&[
+            "NAMESPACE",
+            "POD",
+            "CAPTURED",
+            "FAIL MODE",
+            "OUT",
+            "IN",
+            "DIRECT",
+            "REFUSED",
+            "BEFORE",
+            "ADDRESSES",
+        ]);
         for pod in &status.pods {
             let stat = |name: &str| pod.stats.get(name).copied().unwrap_or(0);
             let captured = match &pod.reason {
@@ -101,11 +119,13 @@ pub fn status(status: &Status) -> String {
 /// `weft services`.
 #[must_use]
 pub fn services(services: &[Service]) -> String {
-    let mut table = table(&["NAMESPACE", "SERVICE", "ADDRESSES", "PORT", "PROTOCOL", "READY", "DRAINING", "BALANCE", "ROUTES"]);
+    let mut table =
+        table(&["NAMESPACE", "SERVICE", "ADDRESSES", "PORT", "PROTOCOL", "READY", "DRAINING", "BALANCE", "ROUTES"]);
     for service in services {
         let addresses = if service.headless { "headless".to_owned() } else { service.addresses.join(",") };
         for port in &service.ports {
-            let number = if port.name.is_empty() { port.port.to_string() } else { format!("{} ({})", port.port, port.name) };
+            let number =
+                if port.name.is_empty() { port.port.to_string() } else { format!("{} ({})", port.port, port.name) };
             table.add_row([
                 &service.namespace,
                 &service.name,
@@ -131,7 +151,12 @@ pub fn routes(services: &[ServiceRoutes]) -> String {
             let backends: Vec<_> = route
                 .backends
                 .iter()
-                .map(|b| format!("{}:{} weight {} now {:.1}% ready {}", b.service, b.port, b.weight, b.share_percent, b.ready))
+                .map(|b| {
+                    format!(
+                        "{}:{} weight {} now {:.1}% ready {}",
+                        b.service, b.port, b.weight, b.share_percent, b.ready
+                    )
+                })
                 .collect();
             let matches = match &route.matches {
                 None => "everything else".to_owned(),
@@ -190,7 +215,12 @@ pub fn cleanup(report: &CleanupReport, format: OutputFormat) -> String {
             "links": report.links, "maps": report.maps, "foreign": foreign, "errors": report.errors,
         }));
     }
-    let mut out = format!("removed {} links and {} maps, and restored {} pods", report.links, report.maps, report.pods + report.strays);
+    let mut out = format!(
+        "removed {} links and {} maps, and restored {} pods",
+        report.links,
+        report.maps,
+        report.pods + report.strays
+    );
     if report.pods_without_netns > 0 {
         out.push_str(&format!("\n{} pods were gone already", report.pods_without_netns));
     }

@@ -46,16 +46,29 @@ pub enum ClientError {
 ///
 /// # Errors
 /// When there is no agent, or it does not answer or refuses.
-pub async fn ask<T: DeserializeOwned>(run_dir: &Path, method: Method, path: &str, body: &str) -> Result<T, ClientError> {
-    tokio::time::timeout(limits::ADMIN_CLIENT_TIMEOUT, ask_unbounded(run_dir, method, path, body)).await.map_err(|_| ClientError::Timeout)?
+pub async fn ask<T: DeserializeOwned>(
+    run_dir: &Path,
+    method: Method,
+    path: &str,
+    body: &str,
+) -> Result<T, ClientError> {
+    tokio::time::timeout(limits::ADMIN_CLIENT_TIMEOUT, ask_unbounded(run_dir, method, path, body))
+        .await
+        .map_err(|_| ClientError::Timeout)?
 }
 
-async fn ask_unbounded<T: DeserializeOwned>(run_dir: &Path, method: Method, path: &str, body: &str) -> Result<T, ClientError> {
+async fn ask_unbounded<T: DeserializeOwned>(
+    run_dir: &Path,
+    method: Method,
+    path: &str,
+    body: &str,
+) -> Result<T, ClientError> {
     let socket = run_dir.join(super::server::ADMIN_SOCKET);
     let stream = UnixStream::connect(&socket)
         .await
         .map_err(|source| ClientError::Connect { socket: socket.display().to_string(), source })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Http)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Http)?;
     let connection = tokio::spawn(connection);
     let mut request = Request::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *request.method_mut() = method;

@@ -66,7 +66,12 @@ pub fn bind_socket(run_dir: &Path, name: &str) -> Result<UnixListener, AdminErro
 }
 
 /// Serves the admin socket until the task is dropped. `drain` is told when somebody asks for it.
-pub async fn serve_admin(listener: UnixListener, shared: Arc<Shared>, log_level: LogLevel, drain: Arc<tokio::sync::Notify>) {
+pub async fn serve_admin(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    log_level: LogLevel,
+    drain: Arc<tokio::sync::Notify>,
+) {
     let slots = slots();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -74,11 +79,18 @@ pub async fn serve_admin(listener: UnixListener, shared: Arc<Shared>, log_level:
             continue;
         };
         let (shared, log_level, drain) = (Arc::clone(&shared), log_level.clone(), Arc::clone(&drain));
-        serve(stream, &slots, move |request| admin(request, Arc::clone(&shared), log_level.clone(), Arc::clone(&drain)));
+        serve(stream, &slots, move |request| {
+            admin(request, Arc::clone(&shared), log_level.clone(), Arc::clone(&drain))
+        });
     }
 }
 
-async fn admin(request: Request<Incoming>, shared: Arc<Shared>, log_level: LogLevel, drain: Arc<tokio::sync::Notify>) -> Reply {
+async fn admin(
+    request: Request<Incoming>,
+    shared: Arc<Shared>,
+    log_level: LogLevel,
+    drain: Arc<tokio::sync::Notify>,
+) -> Reply {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/status") => json(&view::status(&shared)),
         (&Method::GET, "/services") => json(&view::services(&shared)),
@@ -86,7 +98,9 @@ async fn admin(request: Request<Incoming>, shared: Arc<Shared>, log_level: LogLe
         (&Method::GET, "/flows") => json(&shared.proxy.flows(limits::FLOW_ROWS_MAX).await),
         (&Method::POST, "/drain") => {
             drain.notify_one();
-            json(&Done { message: "draining: new connections meet the fail mode, the agent ends when the open ones have".into() })
+            json(&Done {
+                message: "draining: new connections meet the fail mode, the agent ends when the open ones have".into(),
+            })
         }
         (&Method::PUT, "/log-level") => {
             let body = Limited::new(request.into_body(), limits::ADMIN_BODY_BYTES_MAX).collect().await;

@@ -44,7 +44,9 @@ pub fn status(shared: &Shared) -> api::Status {
                     FailMode::Closed => "closed".to_owned(),
                 },
                 connections_before_capture: before,
-                stats: pod_events(events.get(id).copied().unwrap_or(&PodStats::default())).map(|(name, count)| (name.to_owned(), count)).into(),
+                stats: pod_events(events.get(id).copied().unwrap_or(&PodStats::default()))
+                    .map(|(name, count)| (name.to_owned(), count))
+                    .into(),
             }
         })
         .collect();
@@ -64,10 +66,21 @@ pub fn status(shared: &Shared) -> api::Status {
         files: shared.problems().clone(),
         capture: api::Capture {
             bpf_dir: shared.bpf_dir.display().to_string(),
-            hooks: stats.hooks.iter().map(|h| format!("{} at {} (program {})", h.name, h.target, h.program_id)).collect(),
-            foreign_programs: ahead.iter().map(|a| format!("{} at {} (program {} {})", a.hook, a.cgroup.display(), a.program_id, a.name)).collect(),
+            hooks: stats
+                .hooks
+                .iter()
+                .map(|h| format!("{} at {} (program {})", h.name, h.target, h.program_id))
+                .collect(),
+            foreign_programs: ahead
+                .iter()
+                .map(|a| format!("{} at {} (program {} {})", a.hook, a.cgroup.display(), a.program_id, a.name))
+                .collect(),
             counters: troubles(&stats).map(|(name, count)| (name.to_owned(), count)).into(),
-            maps: stats.maps.iter().map(|m| api::MapFill { name: m.map.to_owned(), entries: m.entries, max: m.limit }).collect(),
+            maps: stats
+                .maps
+                .iter()
+                .map(|m| api::MapFill { name: m.map.to_owned(), entries: m.entries, max: m.limit })
+                .collect(),
         },
     }
 }
@@ -121,7 +134,11 @@ fn finding(diagnostic: &Diagnostic) -> api::Finding {
 }
 
 fn object(object: &ObjectRef) -> api::Object {
-    api::Object { kind: object.kind.to_string(), namespace: object.namespace.to_string(), name: object.name.to_string() }
+    api::Object {
+        kind: object.kind.to_string(),
+        namespace: object.namespace.to_string(),
+        name: object.name.to_string(),
+    }
 }
 
 fn protocol(protocol: AppProtocol) -> String {

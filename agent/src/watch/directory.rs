@@ -101,7 +101,10 @@ impl Directory {
                         line: held.line,
                         object: key.to_string(),
                         field: "metadata.name".into(),
-                        message: format!("the same object is in {} too; that one is in force, this one is not", show(first)),
+                        message: format!(
+                            "the same object is in {} too; that one is in force, this one is not",
+                            show(first)
+                        ),
                     });
                     continue;
                 }
@@ -148,7 +151,8 @@ impl Directory {
 #[must_use]
 pub fn is_manifest(path: &Path) -> bool {
     let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    !hidden && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
+    !hidden
+        && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
 }
 
 impl File {
@@ -209,7 +213,10 @@ impl File {
                 Ok(value) => value,
                 Err(error) => {
                     keep_unnamed = true;
-                    let message = format!("not valid YAML: {}; every object that this file had and has no new version of stays as it was", error.message);
+                    let message = format!(
+                        "not valid YAML: {}; every object that this file had and has no new version of stays as it was",
+                        error.message
+                    );
                     problems.push(problem(String::new(), String::new(), error.line, message));
                     continue;
                 }
@@ -234,7 +241,8 @@ impl File {
                         None
                     }
                 };
-                let fate = if kept.is_some() { "the last good version stays in force" } else { "nothing of it is in force" };
+                let fate =
+                    if kept.is_some() { "the last good version stays in force" } else { "nothing of it is in force" };
                 let message = format!("{}; {fate}", error.message);
                 problems.push(problem(error.object.clone(), error.field.clone(), document.line, message));
                 if let Some((key, held)) = kept {

@@ -72,7 +72,10 @@ async fn settle(events: &mut mpsc::Receiver<PathBuf>, touched: &mut BTreeSet<Pat
 fn watch(root: &Path, events: mpsc::Sender<PathBuf>) -> Option<RecommendedWatcher> {
     let handler = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
-        if matches!(event.kind, notify::EventKind::Access(notify::event::AccessKind::Open(_) | notify::event::AccessKind::Read)) {
+        if matches!(
+            event.kind,
+            notify::EventKind::Access(notify::event::AccessKind::Open(_) | notify::event::AccessKind::Read)
+        ) {
             return;
         }
         for path in event.paths {

@@ -107,7 +107,18 @@ mod tests {
 
     #[test]
     fn arbitrary_bytes_never_panic() {
-        for text in ["\u{0}", "- - - -", "&a *a", "? ", "!!binary x", "a: b: c", "\t", "%YAML 9.9\n---\n", "---\n---\n...\n...", "*x"] {
+        for text in [
+            "\u{0}",
+            "- - - -",
+            "&a *a",
+            "? ",
+            "!!binary x",
+            "a: b: c",
+            "\t",
+            "%YAML 9.9\n---\n",
+            "---\n---\n...\n...",
+            "*x",
+        ] {
             let _ = documents(text);
         }
     }

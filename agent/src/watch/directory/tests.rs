@@ -38,7 +38,9 @@ impl Fixture {
 }
 
 fn service(name: &str, port: u16) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{clusterIP: 10.0.0.1, ports: [{{port: {port}}}]}}\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{clusterIP: 10.0.0.1, ports: [{{port: {port}}}]}}\n"
+    )
 }
 
 fn split(weight: &str) -> String {
@@ -117,7 +119,10 @@ fn a_file_that_cannot_be_read_keeps_its_objects() {
     fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
     let (applied, deleted, problems) = fixture.scan();
     assert!(applied.is_empty() && deleted.is_empty());
-    assert!(problems[0].message.contains("not UTF-8") && problems[0].message.contains("1 objects stay"), "{problems:?}");
+    assert!(
+        problems[0].message.contains("not UTF-8") && problems[0].message.contains("1 objects stay"),
+        "{problems:?}"
+    );
 }
 
 #[test]
