@@ -11,7 +11,6 @@ use weft_policy::{
     ir::FailMode,
     names::WorkloadId,
 };
-
 use weft_proxy::socket::PodListeners;
 
 use crate::{
@@ -51,7 +50,7 @@ impl Reconciler {
             Ok(0) => {}
             Ok(pods) => tracing::info!(pods, "pods of an earlier agent are released"),
             Err(error) => {
-                tracing::warn!(error = %Chain(&error), "leftovers of an earlier agent could not all be removed")
+                tracing::warn!(error = %Chain(&error), "leftovers of an earlier agent could not all be removed");
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Entries of `CAPTURED`, `BYPASS` and `NODE_FLOWS`: each belongs to one socket and is deleted only by it.
 
+use aya_ebpf::maps::HashMap;
 use weft_abi::{FlowKey, FlowOwner, OriginalDst, counter, derived};
 
 use crate::{
@@ -53,29 +54,25 @@ pub fn add_node_flow(key: &FlowKey, owner: &FlowOwner) -> bool {
 /// Deletes the entry in the map that `derived` names, if it is still the one of the socket with this cookie.
 #[inline(always)]
 pub fn remove(derived: u32, key: &FlowKey, socket_cookie: u64) {
-    // SAFETY (all three): these maps are not preallocated, so what is found stays readable until the program ends.
     match derived {
         derived::CAPTURED => {
+            // SAFETY: this map is not preallocated, so what is found stays readable until the program ends.
             if unsafe { CAPTURED.get(key) }.is_some_and(|entry| entry.socket_cookie == socket_cookie) {
                 // It may have been accepted in between.
                 let _gone = CAPTURED.remove(key);
             }
         }
-        derived::BYPASS => {
-            if unsafe { BYPASS.get(key) }.is_some_and(|entry| entry.socket_cookie == socket_cookie)
-                && BYPASS.remove(key).is_ok()
-            {
-                count::event(counter::BYPASS_REMOVED);
-            }
-        }
-        derived::NODE_FLOW => {
-            if unsafe { NODE_FLOWS.get(key) }.is_some_and(|entry| entry.socket_cookie == socket_cookie)
-                && NODE_FLOWS.remove(key).is_ok()
-            {
-                count::event(counter::NODE_FLOWS_REMOVED);
-            }
-        }
+        derived::BYPASS => remove_owned(&BYPASS, key, socket_cookie, counter::BYPASS_REMOVED),
+        derived::NODE_FLOW => remove_owned(&NODE_FLOWS, key, socket_cookie, counter::NODE_FLOWS_REMOVED),
         _ => {}
+    }
+}
+
+#[inline(always)]
+fn remove_owned(map: &HashMap<FlowKey, FlowOwner>, key: &FlowKey, socket_cookie: u64, counted: u32) {
+    // SAFETY: as in `remove`.
+    if unsafe { map.get(key) }.is_some_and(|entry| entry.socket_cookie == socket_cookie) && map.remove(key).is_ok() {
+        count::event(counted);
     }
 }
 
