@@ -1,6 +1,8 @@
 //! weft's own chores: `cargo xtask VERB`, one file a verb.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -37,7 +39,17 @@ enum Verb {
     Ci,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Cli::parse().verb {
         Verb::Setup => setup::run(setup::Scope::BuildAndTest),
         Verb::BuildEbpf => {
