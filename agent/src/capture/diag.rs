@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr};
 
 use netlink_packet_sock_diag::{
     SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN},
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN, TCP_TIME_WAIT},
     inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
 };
 use weft_abi::DIAG_IFINDEX;
@@ -18,12 +18,16 @@ const NO_COOKIE: [u8; 8] = [0xff; 8];
 #[derive(Debug)]
 pub(crate) struct Diag {
     netlink: Netlink,
+    /// Whether a connection in TIME_WAIT may be followed by a new one at once: with timestamps the kernel tells their segments apart
+    /// (RFC 6191). Without, a busy client would have no port left after 16,384 connections in a minute.
+    time_wait_is_free: bool,
 }
 
 impl Diag {
     /// For the namespace that this thread is in.
     pub(crate) fn open() -> io::Result<Self> {
-        Ok(Self { netlink: Netlink::open(Family::SockDiag)? })
+        let time_wait_is_free = super::sysctl::tcp_timestamps()?;
+        Ok(Self { netlink: Netlink::open(Family::SockDiag)?, time_wait_is_free })
     }
 
     /// How many TCP connections are established, loopback left out.
@@ -50,7 +54,7 @@ impl Diag {
         Ok(count)
     }
 
-    /// Whether a socket holds this connection, at either end: live, or in TIME_WAIT.
+    /// Whether a socket holds this connection, at either end: live, or in a TIME_WAIT that has to be waited for.
     pub(crate) fn is_taken(&mut self, one: SocketAddr, other: SocketAddr) -> io::Result<bool> {
         Ok(self.holds(one, other)? || self.holds(other, one)?)
     }
@@ -73,8 +77,12 @@ impl Diag {
             },
         };
         match self.netlink.ask(SockDiagMessage::InetRequest(request))? {
-            // A listener for the address is no connection.
-            Some(SockDiagMessage::InetResponse(response)) => Ok(response.header.state != TCP_LISTEN),
+            Some(SockDiagMessage::InetResponse(response)) => Ok(match response.header.state {
+                // A listener for the address is no connection.
+                TCP_LISTEN => false,
+                TCP_TIME_WAIT => !self.time_wait_is_free,
+                _ => true,
+            }),
             _ => Ok(false),
         }
     }

@@ -5,6 +5,7 @@ use std::{fmt::Write as _, io, path::Path};
 
 use weft_abi::{PodConfig, PortRange, ports, sysctl_was};
 
+const TCP_TIMESTAMPS: &str = "/proc/sys/net/ipv4/tcp_timestamps";
 const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// Switches that transparent sockets need, with the bit of `sysctl_was` that says they were on before.
@@ -76,6 +77,14 @@ pub(crate) fn restore(config: &PodConfig, switches: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether TCP timestamps are on (RFC 7323).
+///
+/// # Errors
+/// When that cannot be read.
+pub(crate) fn tcp_timestamps() -> io::Result<bool> {
+    Ok(read(TCP_TIMESTAMPS)?.trim() != "0")
 }
 
 fn read(path: &str) -> io::Result<String> {

@@ -1,6 +1,6 @@
 //! Source ports for transparent connections: which ports of the block are free for one client address and one application port.
 //!
-//! The table only keeps this agent from giving one port out twice. What the kernel holds (TIME_WAIT, a client's own connection, the
+//! The table only keeps this agent from giving one port out twice. What the kernel holds (a client's own connection, the
 //! agent that is being replaced) the caller asks the kernel.
 
 use std::{

@@ -94,7 +94,7 @@ fn a_refused_dial_is_told_as_refused() {
 }
 
 #[test]
-fn transparent_ports_are_neither_the_clients_nor_in_time_wait() {
+fn transparent_ports_are_never_the_clients_own() {
     let Some(world) = World::new() else { return };
     world.b.serve(8080);
     let mut capture = world.open();
