@@ -44,6 +44,14 @@ pub(crate) enum DialError {
 }
 
 impl DialError {
+    /// Whether the process, or the machine, may open no more files (EMFILE, ENFILE).
+    fn out_of_files(&self) -> bool {
+        const OUT_OF_FILES: [i32; 2] =
+            [rustix::io::Errno::MFILE.raw_os_error(), rustix::io::Errno::NFILE.raw_os_error()];
+        matches!(self, Self::Socket { source: SocketError::Kernel { source, .. }, .. }
+            if source.raw_os_error().is_some_and(|code| OUT_OF_FILES.contains(&code)))
+    }
+
     /// Whether another endpoint may do better.
     pub(crate) fn retryable(&self) -> bool {
         match self {
@@ -85,6 +93,9 @@ pub(crate) async fn dial(worker: &Worker, dial: Dial<'_>) -> Result<Dialled, Dia
         Err(DialError::Socket { .. } | DialError::Exhausted) => DialResult::NoSocket,
     });
     if let Err(error) = &outcome {
+        if error.out_of_files() {
+            worker.limit_reached(Limit::FileDescriptors, "endpoints cannot be dialled");
+        }
         tracing::debug!(%to, error = error as &dyn std::error::Error, "dial failed");
     }
     outcome
