@@ -208,14 +208,13 @@ impl Agent {
         .with_context(|| format!("last routes: {last:#?}"))
     }
 
-    /// Waits until a Service has so many ready pods on each of its ports: two endpoints each, one for each address.
+    /// Waits until a Service has so many ready pods on each of its ports.
     ///
     /// # Errors
     /// When that takes too long.
-    pub fn wait_endpoints(&self, namespace: &str, service: &str, pods: usize) -> Result<()> {
-        let ready = 2 * pods;
+    pub fn wait_endpoints(&self, namespace: &str, service: &str, ready: usize) -> Result<()> {
         let mut last = None;
-        wait::until(&format!("{ready} endpoints of {namespace}/{service}"), limits::APPLY_TIMEOUT, || {
+        wait::until(&format!("{ready} ready pods of {namespace}/{service}"), limits::APPLY_TIMEOUT, || {
             last = self.services()?.into_iter().find(|found| found.namespace == namespace && found.name == service);
             Ok(last.as_ref().filter(|found| found.ports.iter().all(|port| port.ready == ready)).map(drop))
         })

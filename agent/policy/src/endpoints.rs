@@ -2,6 +2,7 @@
 //! comes or goes swaps one cell and recompiles nothing.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -46,6 +47,13 @@ impl EndpointSet {
     }
 }
 
+/// How many servers stand behind endpoints: a pod with two addresses counts once.
+#[must_use]
+pub fn servers(endpoints: &[Endpoint]) -> usize {
+    let mut seen = BTreeSet::new();
+    endpoints.iter().filter(|endpoint| endpoint.workload.as_ref().is_none_or(|workload| seen.insert(workload))).count()
+}
+
 /// The place where the current [`EndpointSet`] of one Service port is found.
 #[derive(Debug)]
 pub struct EndpointCell {
@@ -87,5 +95,27 @@ impl EndpointCell {
     #[must_use]
     pub fn has_ready(&self) -> bool {
         !self.set.load().ready.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_with_two_addresses_counts_once_and_addresses_without_a_pod_each() {
+        let endpoint = |address: &str, pod: Option<&str>| Endpoint {
+            address: address.parse().unwrap(),
+            workload: pod.map(WorkloadId::new),
+            node: None,
+        };
+        let set = [
+            endpoint("10.0.0.1:80", Some("a")),
+            endpoint("10.0.0.2:80", None),
+            endpoint("10.0.0.3:80", None),
+            endpoint("[fd00::1]:80", Some("a")),
+        ];
+        assert_eq!(servers(&set), 3);
+        assert_eq!(servers(&[]), 0);
     }
 }

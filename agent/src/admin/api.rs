@@ -140,9 +140,9 @@ pub struct ServicePort {
     pub name: String,
     /// `http`, `tcp` or `detect`.
     pub protocol: String,
-    /// Endpoints that take new connections.
+    /// Pods that take new connections.
     pub ready: usize,
-    /// Endpoints that finish what they have.
+    /// Pods that finish what they have.
     pub draining: usize,
 }
 
@@ -187,7 +187,7 @@ pub struct Backend {
     pub weight: u64,
     /// Share of the traffic now, percent: backends without a ready endpoint have none.
     pub share_percent: f64,
-    /// Endpoints that take new connections.
+    /// Pods that take new connections.
     pub ready: usize,
 }
 

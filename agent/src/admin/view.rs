@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use weft_abi::{PodStats, counter};
 use weft_policy::{
     diagnostic::{Diagnostic, Severity},
+    endpoints::servers,
     ir::FailMode,
     names::ObjectRef,
     plan::{AppProtocol, Balance, OutboundPlan},
@@ -174,8 +175,8 @@ pub fn services(shared: &Shared) -> Vec<api::Service> {
                         port: port.port,
                         name: port.name.to_string(),
                         protocol: protocol(port.protocol),
-                        ready: endpoints.map_or(0, |set| set.ready.len()),
-                        draining: endpoints.map_or(0, |set| set.draining.len()),
+                        ready: endpoints.map_or(0, |set| servers(&set.ready)),
+                        draining: endpoints.map_or(0, |set| servers(&set.draining)),
                     }
                 })
                 .collect(),
@@ -201,7 +202,8 @@ fn service_routes(plan: &OutboundPlan) -> api::ServiceRoutes {
 }
 
 fn route(rule: PlanRule<'_>) -> api::Route {
-    let ready: Vec<usize> = rule.split.backends.iter().map(|backend| backend.endpoints.load().ready.len()).collect();
+    let ready: Vec<usize> =
+        rule.split.backends.iter().map(|backend| servers(&backend.endpoints.load().ready)).collect();
     let takes = |index: usize| if ready[index] > 0 { rule.split.backends[index].weight } else { 0 };
     let total: u64 = (0..ready.len()).map(takes).sum();
     #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
