@@ -42,6 +42,8 @@ pub(crate) mod map_type {
 pub(crate) mod attach_type {
     pub(crate) const INET4_CONNECT: u32 = 10;
     pub(crate) const INET6_CONNECT: u32 = 11;
+    /// Socket look-up, attached to a network namespace.
+    pub(crate) const SK_LOOKUP: u32 = 36;
 }
 
 #[repr(C)]
@@ -248,12 +250,12 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Ids of the programs attached to this very cgroup, in the order in which they run.
-pub(crate) fn cgroup_programs(cgroup: BorrowedFd<'_>, attach_type: u32, at_most: usize) -> io::Result<Vec<u32>> {
+/// Ids of the programs attached to this very cgroup or namespace, in the order in which they run.
+pub(crate) fn attached_programs(target: BorrowedFd<'_>, attach_type: u32, at_most: usize) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; at_most];
     let count = u32::try_from(at_most).map_err(io::Error::other)?;
     let mut attr = QueryAttr {
-        target_fd: raw(cgroup),
+        target_fd: raw(target),
         attach_type,
         prog_ids: ids.as_mut_ptr() as u64,
         prog_cnt: count,

@@ -140,7 +140,7 @@ pub(crate) fn programs_ahead(cgroup: &Cgroup, ours: [u32; 2]) -> Vec<ProgramAhea
 fn attached(path: &Path, attach_type: u32) -> Vec<u32> {
     // A cgroup that went away meanwhile has no programs.
     File::open(path)
-        .and_then(|file| bpf::cgroup_programs(file.as_fd(), attach_type, CGROUP_PROGRAMS_MAX))
+        .and_then(|file| bpf::attached_programs(file.as_fd(), attach_type, CGROUP_PROGRAMS_MAX))
         .unwrap_or_default()
 }
 

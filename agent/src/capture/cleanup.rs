@@ -11,7 +11,7 @@ use super::{
     netns::{self, Netns},
     pins::{self, Pins},
     pod::tear_down,
-    probe, routes,
+    probe, programs, routes,
     tables::Tables,
 };
 
@@ -75,13 +75,6 @@ pub fn cleanup(config: &CaptureConfig) -> Result<CleanupReport, CaptureError> {
     {
         release_recorded(&tables, &pins, &mut namespaces, &mut report);
     }
-    for netns in namespaces.values().filter(|netns| netns.cookie() != home.cookie()) {
-        match netns.enter(|| routes::remove(has_ipv6())).and_then(|done| done) {
-            Ok(true) => report.strays += 1,
-            Ok(false) => {}
-            Err(error) => report.note(Err(CaptureError::kernel("remove rule and route")(error))),
-        }
-    }
     for dir in pins.other_versions().into_iter().chain([pins.dir().to_owned()]) {
         match pins::remove_all(&dir) {
             Ok((links, maps)) => {
@@ -89,6 +82,15 @@ pub fn cleanup(config: &CaptureConfig) -> Result<CleanupReport, CaptureError> {
                 report.maps += maps;
             }
             Err(error) => report.note(Err(CaptureError::kernel(format!("remove {}", dir.display()))(error))),
+        }
+    }
+    // Only now that our own programs are gone: where there still is one, the rule may be of a weft that pins elsewhere.
+    let unused = |netns: &&Netns| netns.cookie() != home.cookie() && !programs::looks_sockets_up(netns);
+    for netns in namespaces.values().filter(unused) {
+        match netns.enter(|| routes::remove(has_ipv6())).and_then(|done| done) {
+            Ok(true) => report.strays += 1,
+            Ok(false) => {}
+            Err(error) => report.note(Err(CaptureError::kernel("remove rule and route")(error))),
         }
     }
     let root =

@@ -56,6 +56,12 @@ const CGROUP_HOOKS: [CgroupHook; 5] = [
     CgroupHook { program: "connect6", hook: "cgroup/connect6 with bpf_set_retval", needs: "5.18", at_root: false },
 ];
 
+/// Whether any program takes part in socket look-up in a namespace. If that cannot be told, there is one.
+pub(crate) fn looks_sockets_up(netns: &Netns) -> bool {
+    let attached = bpf::attached_programs(netns.as_fd(), bpf::attach_type::SK_LOOKUP, 1);
+    !attached.is_ok_and(|programs| programs.is_empty())
+}
+
 /// An attached program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {

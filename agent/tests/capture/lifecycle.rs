@@ -8,7 +8,7 @@ use std::{
 };
 
 use weft_abi::verdict;
-use weft_agent::capture::{Capture, cleanup, handover};
+use weft_agent::capture::{Capture, CaptureConfig, cleanup, handover};
 
 use crate::{
     agent::Worker,
@@ -220,4 +220,19 @@ fn after_cleanup_nothing_is_left_and_traffic_is_direct() {
     assert!(report.complete() && report.links == 0 && report.maps == 0, "{report:?}");
     assert!(!world.config.bpf_dir.exists());
     let _capture: Capture = world.open();
+}
+
+#[test]
+fn cleanup_leaves_the_pods_of_a_weft_that_pins_elsewhere() {
+    let Some(world) = World::new() else { return };
+    world.b.serve(8080);
+    let mut capture = world.open();
+    let _worker = Worker::attach(&mut capture, &world.b.spec());
+    let before = traces(&world.b);
+    let other = world.config.bpf_dir.with_extension("other");
+    let report = cleanup(&CaptureConfig { bpf_dir: other, ..world.config.clone() }).expect("cleaned");
+    assert_eq!((report.pods, report.strays, report.links, report.maps), (0, 0, 0, 0), "{report:?}");
+    assert_eq!(traces(&world.b), before);
+    let to = SocketAddr::new(world.b.v4, 8080);
+    assert_eq!(world.a.ask(to).expect("answer"), format!("app sees {}", world.a.v4));
 }
