@@ -202,6 +202,16 @@ impl Mesh {
         self.proxy.as_ref().unwrap()
     }
 
+    /// Waits until a worker has ticked: the heartbeat's age falls.
+    pub(crate) async fn ticked(&self) {
+        let mut last = Duration::ZERO;
+        until("a tick", || {
+            let age = self.proxy().heartbeat_age();
+            age < std::mem::replace(&mut last, age)
+        })
+        .await;
+    }
+
     /// Publishes a changed snapshot.
     pub(crate) fn publish(&self, change: impl FnOnce(&mut Snapshot)) {
         let mut snapshot = self.snapshot.lock().unwrap();
