@@ -8,7 +8,7 @@ use std::{
     process::Command,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -150,7 +150,8 @@ pub(crate) struct World {
     pub(crate) config: CaptureConfig,
     bridge: String,
     cgroup_home: PathBuf,
-    beating: Arc<AtomicBool>,
+    /// Whether agents beat; held while one does.
+    beating: Arc<Mutex<bool>>,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -194,7 +195,7 @@ impl World {
             },
             bridge: format!("wbr{tag}"),
             cgroup_home,
-            beating: Arc::new(AtomicBool::new(true)),
+            beating: Arc::new(Mutex::new(true)),
             _one: one,
         };
         world.build(slot);
@@ -240,11 +241,12 @@ impl World {
         let (heartbeat, beating) = (Arc::downgrade(&capture.heartbeat()), Arc::clone(&self.beating));
         thread::spawn(move || {
             while let Some(heartbeat) = heartbeat.upgrade() {
-                if !beating.load(Ordering::SeqCst) {
+                let may_beat = beating.lock().expect("no panic");
+                if !*may_beat {
                     return;
                 }
                 heartbeat.beat(Duration::ZERO).expect("beats");
-                drop(heartbeat);
+                drop((may_beat, heartbeat));
                 thread::sleep(Duration::from_millis(500));
             }
         });
@@ -253,18 +255,15 @@ impl World {
 
     /// From now on every agent of this world hangs, as far as the programs can tell.
     pub(crate) fn stop_beating(&self) {
-        self.beating.store(false, Ordering::SeqCst);
+        // No beat is under way once this is written, and none comes after.
+        *self.beating.lock().expect("no panic") = false;
         // As a hung agent's would be: it counts as missing at once, and one that beats again undoes it.
         let dir = self.config.bpf_dir.join(format!("v{}", weft_abi::ABI_VERSION));
         let pinned = MapData::from_pin(dir.join(weft_abi::map_name::SETTINGS)).expect("pinned");
         let mut map: Array<MapData, weft_abi::Settings> = Map::Array(pinned).try_into().expect("an array");
-        // A beat may be under way; it is the last.
-        let until = Instant::now() + Duration::from_millis(50);
-        while Instant::now() < until {
-            let mut settings = map.get(&0, 0).expect("settings");
-            settings.heartbeat_ns = 0;
-            map.set(0, settings, 0).expect("written");
-        }
+        let mut settings = map.get(&0, 0).expect("settings");
+        settings.heartbeat_ns = 0;
+        map.set(0, settings, 0).expect("written");
     }
 
     pub(crate) fn cgroup(&self) -> &Path {
