@@ -13,7 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use serde::Serialize;
 
-use crate::names::WorkloadId;
+use crate::{names::WorkloadId, plan::AppProtocol};
 
 /// One address that serves a Service port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -33,6 +33,8 @@ pub struct EndpointSet {
     pub ready: Box<[Endpoint]>,
     /// Those that finish what they have: terminating, still serving. Never chosen for anything new.
     pub draining: Box<[Endpoint]>,
+    /// What the port speaks: backends of one split may differ, and each gets requests in its own protocol.
+    pub protocol: AppProtocol,
 }
 
 impl EndpointSet {

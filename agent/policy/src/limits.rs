@@ -25,5 +25,8 @@ pub const SPLIT_BACKENDS_MAX: usize = 128;
 pub const ROUTES_PER_SERVICE_MAX: usize = 256;
 /// Most matches of one route.
 pub const MATCHES_PER_ROUTE_MAX: usize = 256;
+/// Choices of one split that may have been given back by one worker and not been made again: as many connections at once as would
+/// show in the shares.
+pub const RETURNED_CHOICES_MAX: usize = 64;
 /// Largest weight of one backend, after scaling; keeps sums inside 64 bits with room for smooth selection.
 pub const WEIGHT_MAX: u64 = 1 << 40;

@@ -10,16 +10,45 @@ use crate::{
     split::Split,
 };
 
-/// What a Service port speaks, as its author said (`appProtocol`, port name).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+/// What a Service port speaks, as its author said (`appProtocol`, port name). On a port of the three kinds of HTTP a client may still
+/// open with something else; then the connection is opaque.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AppProtocol {
-    /// HTTP/1.1 (a client may still open with something else; then the connection is opaque).
+    /// HTTP. The version is the client's choice, and upstream is the same.
     Http,
+    /// HTTP/1.1 upstream, whatever version the client speaks.
+    Http1,
+    /// HTTP/2 with prior knowledge upstream (RFC 9113 3.3), whatever version the client speaks.
+    Http2,
+    /// TLS, passed through as bytes; the server name is read for what people see.
+    Tls,
     /// Bytes that weft does not look into.
     Tcp,
-    /// Not said: the client's first bytes decide.
+    /// Not said: the first bytes of either side decide. If they are HTTP, upstream is the client's version.
+    #[default]
     Detect,
+}
+
+impl AppProtocol {
+    /// The word for people and labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+            Self::Detect => "detect",
+        }
+    }
+
+    /// Whether its author said that it is HTTP of some version.
+    #[must_use]
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http1 | Self::Http2)
+    }
 }
 
 /// How an endpoint is chosen within a backend.

@@ -51,6 +51,8 @@ pub struct SplitState {
     /// By how much each backend is owed (positive) or ahead (negative), in units of weight.
     credit: Vec<i64>,
     skipped: usize,
+    /// Choices that were counted and not used, by backend.
+    returned: Vec<usize>,
 }
 
 impl SplitState {
@@ -60,9 +62,21 @@ impl SplitState {
     pub fn skipped(&self) -> usize {
         self.skipped
     }
+
+    /// Takes a choice back that was not used; the next pick makes it again. Without that, what is chosen in vain would skew the
+    /// shares of what is not. Those beyond [`limits::RETURNED_CHOICES_MAX`] are forgotten.
+    pub fn give_back(&mut self, backend: usize) {
+        if self.returned.len() < limits::RETURNED_CHOICES_MAX {
+            self.returned.push(backend);
+        }
+    }
 }
 
 impl Backend {
+    fn is_usable(&self) -> bool {
+        self.weight > 0 && self.endpoints.has_ready()
+    }
+
     /// The weight as the choice counts it: bounded, so that no sum over the backends of a split can overflow.
     fn counted_weight(&self) -> i64 {
         self.weight.min(limits::WEIGHT_MAX).cast_signed()
@@ -86,7 +100,7 @@ impl Split {
     /// Whether any backend can take a connection now.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.backends.iter().any(|backend| backend.weight > 0 && backend.endpoints.has_ready())
+        self.backends.iter().any(Backend::is_usable)
     }
 
     /// The next backend, by smooth weighted round robin (nginx, `ngx_http_upstream_round_robin`) among those that have a ready endpoint.
@@ -99,6 +113,12 @@ impl Split {
     pub fn pick(&self, state: &mut SplitState) -> Result<&Backend, NoBackend> {
         if state.credit.len() != self.backends.len() {
             state.credit = vec![0; self.backends.len()];
+        }
+        while let Some(returned) = state.returned.pop() {
+            if let Some(backend) = self.backends.get(returned).filter(|backend| backend.is_usable()) {
+                state.skipped = 0;
+                return Ok(backend);
+            }
         }
         let (mut best, mut ready_weight, mut total_weight) = (None::<usize>, 0i64, 0i64);
         state.skipped = 0;

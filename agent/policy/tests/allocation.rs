@@ -60,7 +60,7 @@ fn delta(routes: Vec<RouteIr>) -> IrDelta {
     delta.services.insert(key("web"), Some(Arc::new(service)));
     for (name, address) in [("web", "10.0.0.1:80"), ("v1", "10.0.0.1:80"), ("v2", "10.0.0.2:80")] {
         let ready = Box::new([Endpoint { address: address.parse().unwrap(), workload: None, node: None }]);
-        delta.endpoints.insert((key(name), 80), Some(Arc::new(EndpointSet { ready, draining: Box::default() })));
+        delta.endpoints.insert((key(name), 80), Some(Arc::new(EndpointSet { ready, ..EndpointSet::default() })));
     }
     delta
 }

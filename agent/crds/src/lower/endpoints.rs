@@ -11,6 +11,7 @@ use weft_policy::{
     names::{ServiceKey, WorkloadId},
 };
 
+use super::services;
 use crate::{
     core::{
         endpoint_slice::{EndpointSlice, SliceEndpoint},
@@ -48,7 +49,7 @@ pub(super) fn of_port(store: &ObjectStore, key: &ServiceKey, port: u16) -> Optio
             }
         }
     }
-    Some(found.finish())
+    Some(EndpointSet { protocol: services::protocol(port), ..found.finish() })
 }
 
 /// The Service ports that a pod stands behind, ready or not: (Service, Service port, target port), in order.
@@ -159,6 +160,6 @@ impl Found {
                 Condition::Neither => {}
             }
         }
-        EndpointSet { ready: ready.into(), draining: draining.into() }
+        EndpointSet { ready: ready.into(), draining: draining.into(), ..EndpointSet::default() }
     }
 }

@@ -48,52 +48,64 @@ fn balance(service: &Service, findings: &mut Findings) -> Balance {
     }
 }
 
-/// What a port speaks: `appProtocol` if it is one that is known, else the port's name up to its first dash (or with digits
-/// behind, as in `mysql8`), else the client's first bytes decide. HTTP/2 without TLS is passed through as bytes.
-fn protocol(port: &ServicePort) -> AppProtocol {
-    let app_protocol = port.app_protocol.as_deref().map(str::to_ascii_lowercase);
-    match app_protocol.as_deref() {
-        Some("http" | "kubernetes.io/ws") => return AppProtocol::Http,
-        Some("kubernetes.io/h2c" | "kubernetes.io/wss") => return AppProtocol::Tcp,
-        Some(other) if is_opaque(other) => return AppProtocol::Tcp,
-        _ => {}
+/// What a port speaks: `appProtocol` if it is one that is known, else what the port's name begins with (`http-web`, `mysql8`), else
+/// the first bytes decide. The names are those of Kubernetes, of Istio's port names and of IANA's registry.
+pub(super) fn protocol(port: &ServicePort) -> AppProtocol {
+    let said = port.app_protocol.as_deref().and_then(|said| known(&said.to_ascii_lowercase()));
+    said.or_else(|| of_name(&port.name)).unwrap_or_default()
+}
+
+/// Names are in lower case: Kubernetes sees to that. Up to a dash, with or without the digits before it; `grpc-web` has one of its own.
+fn of_name(name: &str) -> Option<AppProtocol> {
+    if name == "grpc-web" || name.starts_with("grpc-web-") {
+        return known("grpc-web");
     }
-    let prefix = port.name.split('-').next().unwrap_or_default();
-    match prefix {
-        "http" => AppProtocol::Http,
-        prefix if is_opaque(prefix) || is_opaque(prefix.trim_end_matches(|c: char| c.is_ascii_digit())) => {
-            AppProtocol::Tcp
-        }
-        _ => AppProtocol::Detect,
+    let prefix = name.split('-').next()?;
+    known(prefix).or_else(|| {
+        let unnumbered = known(prefix.trim_end_matches(|c: char| c.is_ascii_digit()))?;
+        // `http8` may be anything, a `mysql8` cannot be HTTP.
+        (!unnumbered.is_http()).then_some(unnumbered)
+    })
+}
+
+/// What a word stands for; `None` for one that says nothing to weft.
+fn known(word: &str) -> Option<AppProtocol> {
+    match word {
+        "http" | "grpc-web" => Some(AppProtocol::Http),
+        // An upgrade to WebSocket is one of HTTP/1.1 (RFC 6455 4.1).
+        "kubernetes.io/ws" | "ws" => Some(AppProtocol::Http1),
+        "kubernetes.io/h2c" | "h2c" | "http2" | "grpc" => Some(AppProtocol::Http2),
+        _ if TLS.contains(&word) => Some(AppProtocol::Tls),
+        _ if OPAQUE.contains(&word) => Some(AppProtocol::Tcp),
+        _ => None,
     }
 }
 
-fn is_opaque(name: &str) -> bool {
-    const OPAQUE: [&str; 24] = [
-        "amqp",
-        "amqps",
-        "cassandra",
-        "dns",
-        "ftp",
-        "grpc",
-        "grpcs",
-        "h2c",
-        "http2",
-        "https",
-        "imap",
-        "kafka",
-        "ldap",
-        "memcached",
-        "mongo",
-        "mongodb",
-        "mqtt",
-        "mysql",
-        "nats",
-        "postgres",
-        "postgresql",
-        "redis",
-        "tcp",
-        "tls",
-    ];
-    OPAQUE.contains(&name) || ["smtp", "ssh"].contains(&name)
-}
+/// Those that begin with a TLS handshake, so not `smtp` or `postgres`, which may turn to TLS later.
+const TLS: [&str; 12] =
+    ["amqps", "ftps", "grpcs", "https", "imaps", "kubernetes.io/wss", "ldaps", "mqtts", "pop3s", "smtps", "tls", "wss"];
+
+const OPAQUE: [&str; 22] = [
+    "amqp",
+    "cassandra",
+    "dns",
+    "ftp",
+    "imap",
+    "kafka",
+    "ldap",
+    "memcached",
+    "mongo",
+    "mongodb",
+    "mqtt",
+    "mysql",
+    "nats",
+    "pop3",
+    "postgres",
+    "postgresql",
+    "redis",
+    "smtp",
+    "ssh",
+    "tcp",
+    "zookeeper",
+    "zk",
+];

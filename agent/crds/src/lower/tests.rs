@@ -108,23 +108,32 @@ fn what_a_port_speaks_is_said_by_its_app_protocol_and_else_by_its_name() {
         (json!({"port": 80, "name": "http"}), AppProtocol::Http),
         (json!({"port": 80, "name": "http-metrics"}), AppProtocol::Http),
         (json!({"port": 80, "name": "httpx"}), AppProtocol::Detect),
-        (json!({"port": 80, "name": "http2"}), AppProtocol::Tcp),
-        (json!({"port": 80, "name": "https"}), AppProtocol::Tcp),
-        (json!({"port": 80, "name": "grpc-web"}), AppProtocol::Tcp),
+        (json!({"port": 80, "name": "http2"}), AppProtocol::Http2),
+        (json!({"port": 80, "name": "https"}), AppProtocol::Tls),
+        (json!({"port": 80, "name": "grpc-web"}), AppProtocol::Http),
+        (json!({"port": 80, "name": "grpc-web-ui"}), AppProtocol::Http),
+        (json!({"port": 80, "name": "grpc-website"}), AppProtocol::Http2),
+        (json!({"port": 80, "name": "grpc"}), AppProtocol::Http2),
+        (json!({"port": 80, "name": "grpcs"}), AppProtocol::Tls),
+        (json!({"port": 80, "name": "h2c-api"}), AppProtocol::Http2),
+        (json!({"port": 80, "name": "http8"}), AppProtocol::Detect),
         (json!({"port": 80, "name": "tcp-x"}), AppProtocol::Tcp),
-        (json!({"port": 80, "name": "tls"}), AppProtocol::Tcp),
+        (json!({"port": 80, "name": "tls"}), AppProtocol::Tls),
         (json!({"port": 80, "name": "mysql"}), AppProtocol::Tcp),
         (json!({"port": 80, "name": "mysql8"}), AppProtocol::Tcp),
         (json!({"port": 80, "name": "web"}), AppProtocol::Detect),
         (json!({"port": 80, "name": "tcp", "appProtocol": "http"}), AppProtocol::Http),
         (json!({"port": 80, "name": "http", "appProtocol": "tcp"}), AppProtocol::Tcp),
-        (json!({"port": 80, "name": "http", "appProtocol": "kubernetes.io/h2c"}), AppProtocol::Tcp),
-        (json!({"port": 80, "appProtocol": "kubernetes.io/ws"}), AppProtocol::Http),
+        (json!({"port": 80, "name": "http", "appProtocol": "kubernetes.io/h2c"}), AppProtocol::Http2),
+        (json!({"port": 80, "name": "http", "appProtocol": "kubernetes.io/wss"}), AppProtocol::Tls),
+        (json!({"port": 80, "name": "http", "appProtocol": "Redis"}), AppProtocol::Tcp),
+        (json!({"port": 80, "appProtocol": "kubernetes.io/ws"}), AppProtocol::Http1),
         (json!({"port": 80, "name": "http", "appProtocol": "example.com/own"}), AppProtocol::Http),
         (json!({"port": 80, "appProtocol": "HTTP"}), AppProtocol::Http),
     ] {
         let ir = lowered(&[service("web", json!({"ports": [port]}))]);
         assert_eq!(service_of(&ir, "web").ports[0].protocol, expected, "{port}");
+        assert_eq!(endpoints_of(&ir, "web", 80).protocol, expected, "{port}");
     }
     let udp = lowered(&[service("web", json!({"ports": [{"port": 53, "protocol": "UDP"}]}))]);
     assert!(service_of(&udp, "web").ports.is_empty() && udp.endpoints.is_empty());

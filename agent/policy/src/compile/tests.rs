@@ -52,7 +52,7 @@ fn route(name: &str, cookie: Option<&str>, backends: &[(&str, u64)]) -> RouteIr 
 fn endpoints(addresses: &[&str]) -> Arc<EndpointSet> {
     let ready =
         addresses.iter().map(|address| Endpoint { address: address.parse().unwrap(), workload: None, node: None });
-    Arc::new(EndpointSet { ready: ready.collect(), draining: Box::default() })
+    Arc::new(EndpointSet { ready: ready.collect(), ..EndpointSet::default() })
 }
 
 fn pod(id: &str, ip: &str, serves: &[(&str, u16, u16)]) -> WorkloadIr {

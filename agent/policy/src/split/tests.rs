@@ -5,7 +5,7 @@ use crate::endpoints::{Endpoint, EndpointSet};
 
 fn ready() -> EndpointSet {
     let address = "10.0.0.1:80".parse().unwrap();
-    EndpointSet { ready: Box::new([Endpoint { address, workload: None, node: None }]), draining: Box::default() }
+    EndpointSet { ready: Box::new([Endpoint { address, workload: None, node: None }]), ..EndpointSet::default() }
 }
 
 fn split(weights: &[u64]) -> Split {
@@ -60,6 +60,27 @@ fn choices_are_spread_and_not_bunched() {
 }
 
 #[test]
+fn choice_that_is_given_back_is_made_again_if_it_still_can_be() {
+    let (split, mut state) = (split(&[90, 10]), SplitState::default());
+    // Every other choice is of no use to anybody.
+    let mut used = [0, 0];
+    for _ in 0..100 {
+        let unused = picked(&split, &mut state).unwrap();
+        state.give_back(unused);
+        used[picked(&split, &mut state).unwrap()] += 1;
+    }
+    assert_eq!(used, [90, 10]);
+    state.give_back(7);
+    state.give_back(1);
+    split.backends[1].endpoints.store(EndpointSet::default());
+    assert_eq!(count(&split, &mut state, 10), [10, 0]);
+    for _ in 0..2 * limits::RETURNED_CHOICES_MAX {
+        state.give_back(0);
+    }
+    assert_eq!(state.returned.len(), limits::RETURNED_CHOICES_MAX);
+}
+
+#[test]
 fn backends_without_ready_endpoints_are_skipped_and_counted() {
     let (split, mut state) = (split(&[60, 30, 10]), SplitState::default());
     assert_eq!(count(&split, &mut state, 100), [60, 30, 10]);
@@ -87,7 +108,7 @@ fn nothing_to_choose_says_why() {
     assert_eq!(state.skipped(), 2);
     assert!(!unready.has_ready());
     // Only draining endpoints are as good as none.
-    let draining = EndpointSet { ready: Box::default(), draining: ready().ready };
+    let draining = EndpointSet { draining: ready().ready, ..EndpointSet::default() };
     unready.backends[0].endpoints.store(draining);
     assert_eq!(picked(&unready, &mut state), Err(NoBackend::NoEndpoints));
     unready.backends[1].endpoints.store(ready());
