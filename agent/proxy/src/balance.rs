@@ -94,6 +94,13 @@ impl Balancer {
         Ok((backend, state.skipped() > 0))
     }
 
+    /// Takes back a choice of a split, by its id, that was not used.
+    pub(crate) fn give_back(&mut self, split: u64, backend: usize) {
+        if let Some((state, _)) = self.splits.get_mut(&split) {
+            state.give_back(backend);
+        }
+    }
+
     /// An endpoint that is ready and was not tried, or none; of the address family of `like` if there is one.
     pub(crate) fn endpoint(
         &mut self,
@@ -161,7 +168,7 @@ mod tests {
 
     fn endpoints(count: u8) -> EndpointSet {
         let endpoint = |n: u8| Endpoint { address: SocketAddr::from(([127, 0, 0, n], 80)), workload: None, node: None };
-        EndpointSet { ready: (1..=count).map(endpoint).collect(), draining: Box::default() }
+        EndpointSet { ready: (1..=count).map(endpoint).collect(), ..EndpointSet::default() }
     }
 
     #[test]
@@ -201,7 +208,7 @@ mod tests {
     fn endpoints_of_the_same_family_come_first() {
         let addresses = ["127.0.0.1:80", "127.0.0.2:80", "[::1]:80", "[::2]:80"];
         let ready = addresses.map(|address| Endpoint { address: address.parse().unwrap(), workload: None, node: None });
-        let cell = EndpointCell::new(EndpointSet { ready: Box::new(ready), draining: Box::default() });
+        let cell = EndpointCell::new(EndpointSet { ready: Box::new(ready), ..EndpointSet::default() });
         for balance in [Balance::RoundRobin, Balance::LeastRequest] {
             let mut balancer = Balancer::new(5);
             for like in [V4, V6].into_iter().cycle().take(20) {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ptr, rc::Rc, sync::Arc};
 
 use weft_policy::{
     endpoints::EndpointCell,
-    plan::Balance,
+    plan::{AppProtocol, Balance},
     split::{Backend, NoBackend, Split},
 };
 
@@ -30,7 +30,12 @@ pub(crate) enum Choice<'plan> {
         balance: Balance,
     },
     /// One address, and no other.
-    Pod(&'plan Rc<EndpointLoad>),
+    Pod {
+        /// The address.
+        load: &'plan Rc<EndpointLoad>,
+        /// What is spoken there.
+        protocol: AppProtocol,
+    },
 }
 
 /// Chooses a backend of a split.
@@ -41,6 +46,11 @@ pub(crate) fn split<'plan>(worker: &Worker, split: &'plan Split, balance: Balanc
         worker.metrics.split_skipped.inc();
     }
     Ok(Choice::Backend { split, backend, index, balance })
+}
+
+/// The choice that was made in a split before, by its place; `None` if there is no such backend.
+pub(crate) fn again(split: &Split, index: usize, balance: Balance) -> Option<Choice<'_>> {
+    split.backends.get(index).map(|backend| Choice::Backend { split, backend, index, balance })
 }
 
 /// The answer where a split has no backend.
@@ -61,14 +71,30 @@ impl<'plan> Choice<'plan> {
     pub(crate) fn backend(&self) -> Option<&'plan Backend> {
         match self {
             Self::Backend { backend, .. } => Some(backend),
-            Self::Pod(_) => None,
+            Self::Pod { .. } => None,
+        }
+    }
+
+    /// The split that it was made in, by its id; 0 if in none.
+    pub(crate) fn split(&self) -> u64 {
+        match self {
+            Self::Backend { split, .. } => split.id(),
+            Self::Pod { .. } => 0,
         }
     }
 
     pub(crate) fn index(&self) -> usize {
         match self {
             Self::Backend { index, .. } => *index,
-            Self::Pod(_) => 0,
+            Self::Pod { .. } => 0,
+        }
+    }
+
+    /// What is spoken where this leads.
+    pub(crate) fn protocol(&self) -> AppProtocol {
+        match self {
+            Self::Backend { backend, .. } => backend.endpoints.load().protocol,
+            Self::Pod { protocol, .. } => *protocol,
         }
     }
 
@@ -87,7 +113,7 @@ impl<'plan> Choice<'plan> {
             Self::Backend { backend, balance, .. } => {
                 worker.balancer.borrow_mut().endpoint(&backend.endpoints, *balance, destination.ip(), tried)
             }
-            Self::Pod(load) => tried.is_empty().then(|| Rc::clone(load)),
+            Self::Pod { load, .. } => tried.is_empty().then(|| Rc::clone(load)),
         }
     }
 
@@ -96,20 +122,23 @@ impl<'plan> Choice<'plan> {
         let Some(failure) = failure else {
             return match self {
                 Self::Backend { split, .. } => no_backend(split, NoBackend::NoEndpoints),
-                Self::Pod(load) => {
+                Self::Pod { load, .. } => {
                     LocalReply::new(Reason::NoEndpoints, format_args!("{} takes nothing", load.endpoint.address))
                 }
             };
         };
-        let reason =
-            if matches!(failure, DialError::Exhausted) { Reason::DialsExhausted } else { Reason::ConnectFailed };
+        let reason = match failure {
+            DialError::Exhausted => Reason::DialsExhausted,
+            DialError::NotHttp2 { .. } => Reason::UpstreamProtocol,
+            _ => Reason::ConnectFailed,
+        };
         let failure = chain(failure);
         match self {
             Self::Backend { split, backend, .. } => LocalReply::new(
                 reason,
                 format_args!("backend {} of {} cannot be reached: {failure}", backend.service, split.origin),
             ),
-            Self::Pod(_) => LocalReply::new(reason, failure),
+            Self::Pod { .. } => LocalReply::new(reason, failure),
         }
     }
 }

@@ -17,8 +17,18 @@ pub struct ProxyConfig {
     pub pool_idle_per_key_max: usize,
     /// See [`limits::POOL_IDLE_TIMEOUT`].
     pub pool_idle_timeout: Duration,
+    /// See [`limits::H2_POOL_IDLE_TIMEOUT`].
+    pub h2_pool_idle_timeout: Duration,
+    /// See [`limits::H2_STALL_TIMEOUT`].
+    pub h2_stall_timeout: Duration,
     /// See [`limits::DETECT_TIMEOUT`].
     pub detect_timeout: Duration,
+    /// See [`limits::LEARNT_WAIT`].
+    pub learnt_wait: Duration,
+    /// See [`limits::REFUSAL_WAIT`].
+    pub refusal_wait: Duration,
+    /// See [`limits::LEARNT_PORTS_MAX`].
+    pub learnt_ports_max: usize,
     /// See [`limits::HEADER_READ_TIMEOUT`].
     pub header_read_timeout: Duration,
     /// See [`limits::DOWNSTREAM_IDLE_TIMEOUT`].
@@ -41,7 +51,12 @@ impl Default for ProxyConfig {
             dials_max: limits::DIALS_MAX,
             pool_idle_per_key_max: limits::POOL_IDLE_PER_KEY_MAX,
             pool_idle_timeout: limits::POOL_IDLE_TIMEOUT,
+            h2_pool_idle_timeout: limits::H2_POOL_IDLE_TIMEOUT,
+            h2_stall_timeout: limits::H2_STALL_TIMEOUT,
             detect_timeout: limits::DETECT_TIMEOUT,
+            learnt_wait: limits::LEARNT_WAIT,
+            refusal_wait: limits::REFUSAL_WAIT,
+            learnt_ports_max: limits::LEARNT_PORTS_MAX,
             header_read_timeout: limits::HEADER_READ_TIMEOUT,
             downstream_idle_timeout: limits::DOWNSTREAM_IDLE_TIMEOUT,
             half_closed_grace: limits::HALF_CLOSED_GRACE,

@@ -41,6 +41,8 @@ pub(crate) enum DialError {
     },
     #[error("too many connects are under way in this worker")]
     Exhausted,
+    #[error("{to} does not speak HTTP/2: {what}")]
+    NotHttp2 { to: SocketAddr, what: &'static str },
 }
 
 impl DialError {
@@ -56,7 +58,7 @@ impl DialError {
     pub(crate) fn retryable(&self) -> bool {
         match self {
             Self::Socket { source, .. } => source.retryable(),
-            Self::Refused { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } => true,
+            Self::Refused { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } | Self::NotHttp2 { .. } => true,
             Self::Exhausted => false,
         }
     }
@@ -86,7 +88,8 @@ pub(crate) async fn dial(worker: &Worker, dial: Dial<'_>) -> Result<Dialled, Dia
         Err(_) => Err(DialError::TimedOut { to, within }),
     };
     worker.metrics.dialled(match &outcome {
-        Ok(_) => DialResult::Connected,
+        // Whether it speaks HTTP/2 shows only later.
+        Ok(_) | Err(DialError::NotHttp2 { .. }) => DialResult::Connected,
         Err(DialError::Refused { .. }) => DialResult::Refused,
         Err(DialError::TimedOut { .. }) => DialResult::TimedOut,
         Err(DialError::Unreachable { .. }) => DialResult::Unreachable,

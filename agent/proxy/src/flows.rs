@@ -14,6 +14,7 @@ use weft_policy::names::ServiceKey;
 
 use crate::{
     drain::{Control, Phase},
+    hello::Hello,
     metrics::ConnectionCells,
     socket::LocalPod,
 };
@@ -47,6 +48,10 @@ pub enum FlowProtocol {
     Detecting,
     /// HTTP/1.
     Http,
+    /// HTTP/2.
+    Http2,
+    /// TLS, passed through.
+    Tls,
     /// HTTP/1 that was upgraded to something else.
     Upgraded,
     /// Bytes.
@@ -68,6 +73,10 @@ pub struct FlowRow {
     pub endpoint: Option<String>,
     /// What it speaks.
     pub protocol: FlowProtocol,
+    /// The server that the client of a TLS connection asks for.
+    pub server_name: Option<String>,
+    /// The protocols that it offers (ALPN), its favourite first.
+    pub alpn: Vec<String>,
     /// Since it was accepted, ms.
     pub age_ms: u64,
     /// Requests begun so far.
@@ -94,6 +103,8 @@ pub(crate) struct Flow {
     pub(crate) service: RefCell<Option<(ServiceKey, u16)>>,
     pub(crate) backend: RefCell<Option<ServiceKey>>,
     pub(crate) endpoint: Cell<Option<SocketAddr>>,
+    /// What a TLS client says of itself.
+    pub(crate) hello: RefCell<Option<Box<Hello>>>,
     pub(crate) requests: Cell<u64>,
     pub(crate) bytes_sent: Cell<u64>,
     pub(crate) bytes_received: Cell<u64>,
@@ -117,6 +128,7 @@ impl Flow {
             service: RefCell::default(),
             backend: RefCell::default(),
             endpoint: Cell::new(None),
+            hello: RefCell::default(),
             requests: Cell::new(0),
             bytes_sent: Cell::new(0),
             bytes_received: Cell::new(0),
@@ -147,7 +159,7 @@ impl Flow {
 
     /// Adds the bytes since the last time to the counters; requests have counters of their own.
     fn count(&self) {
-        if self.protocol.get() == FlowProtocol::Http {
+        if matches!(self.protocol.get(), FlowProtocol::Http | FlowProtocol::Http2) {
             return;
         }
         if let Some(cells) = &*self.cells.borrow() {
@@ -172,7 +184,10 @@ impl Flow {
             }
             Direction::Inbound => (self.peer.to_string(), format!("{pod}:{}", self.destination.port())),
         };
+        let hello = self.hello.borrow();
         FlowRow {
+            server_name: hello.as_ref().and_then(|hello| hello.server_name.as_deref().map(str::to_owned)),
+            alpn: hello.as_ref().map_or_else(Vec::new, |hello| hello.alpn.iter().map(ToString::to_string).collect()),
             direction: self.direction,
             source,
             destination,

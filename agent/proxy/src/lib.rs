@@ -4,6 +4,7 @@
 pub mod config;
 pub mod drain;
 pub mod flows;
+pub mod learnt;
 pub mod limits;
 pub mod proxy;
 pub mod reply;
@@ -11,16 +12,27 @@ pub mod socket;
 
 mod balance;
 mod choose;
+mod detect;
 mod dial;
+mod early;
+mod hello;
 mod http;
 mod inbound;
 mod listener;
 mod metrics;
 mod outbound;
 mod pool;
-mod sniff;
 mod tcp;
 mod worker;
+
+/// What reads bytes of peers, as pure functions: for fuzzing only, no part of the interface.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::{
+        detect::{Detected, classify},
+        hello::{Hello, Progress, Reader},
+    };
+}
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use prometheus::{
 };
 use weft_policy::names::ServiceKey;
 
-use crate::{flows::Direction, reply::Reason, socket::LocalPod};
+use crate::{flows::Direction, learnt::Seen, reply::Reason, socket::LocalPod};
 
 const REQUEST_LABELS: [&str; 6] =
     ["source_namespace", "source_workload", "destination_namespace", "destination_service", "backend", "status_class"];
@@ -23,6 +23,10 @@ const CONNECTION_LABELS: [&str; 6] =
 /// Upper bounds in seconds: a fast local answer to a slow report.
 const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// Upper bounds in seconds: a client that sends at once to a server that thinks before it greets.
+const DETECTION_BUCKETS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0];
 
 /// A limit that was reached, for `weft_limit_reached_total{limit}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +45,24 @@ pub(crate) enum Limit {
     ContinueTimeout,
     TransparentPorts,
     Commands,
+    DetectTimeout,
+    LearntWait,
+    LearntPorts,
+    RefusalWait,
+    HelloBytes,
+    H2Streams,
+    H2Resets,
+    H2Continuations,
+    H2SmallFrames,
+    H2OverheadFrames,
+    H2Other,
+    H2Stall,
+    H2UpstreamStreams,
+    H2Refused,
 }
 
 impl Limit {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 28] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -59,6 +77,20 @@ impl Limit {
         Self::ContinueTimeout,
         Self::TransparentPorts,
         Self::Commands,
+        Self::DetectTimeout,
+        Self::LearntWait,
+        Self::LearntPorts,
+        Self::RefusalWait,
+        Self::HelloBytes,
+        Self::H2Streams,
+        Self::H2Resets,
+        Self::H2Continuations,
+        Self::H2SmallFrames,
+        Self::H2OverheadFrames,
+        Self::H2Other,
+        Self::H2Stall,
+        Self::H2UpstreamStreams,
+        Self::H2Refused,
     ];
 
     fn as_str(self) -> &'static str {
@@ -77,6 +109,20 @@ impl Limit {
             Self::ContinueTimeout => "continue_timeout",
             Self::TransparentPorts => "transparent_ports",
             Self::Commands => "worker_commands",
+            Self::DetectTimeout => "detect_timeout",
+            Self::LearntWait => "learnt_wait",
+            Self::LearntPorts => "learnt_ports",
+            Self::RefusalWait => "refusal_wait",
+            Self::HelloBytes => "hello_bytes",
+            Self::H2Streams => "h2_streams",
+            Self::H2Resets => "h2_resets",
+            Self::H2Continuations => "h2_continuations",
+            Self::H2SmallFrames => "h2_small_frames",
+            Self::H2OverheadFrames => "h2_overhead_frames",
+            Self::H2Other => "h2_other",
+            Self::H2Stall => "h2_stall",
+            Self::H2UpstreamStreams => "h2_upstream_streams",
+            Self::H2Refused => "h2_refused",
         }
     }
 }
@@ -110,6 +156,7 @@ impl DialResult {
 pub(crate) struct Metrics {
     requests: IntCounterVec,
     duration: HistogramVec,
+    detection: HistogramVec,
     request_bytes: IntCounterVec,
     response_bytes: IntCounterVec,
     connections: IntCounterVec,
@@ -156,6 +203,13 @@ impl Metrics {
                 .buckets(DURATION_BUCKETS.to_vec());
         let duration = HistogramVec::new(options, &REQUEST_LABELS)?;
         registry.register(Box::new(duration.clone()))?;
+        let options = HistogramOpts::new(
+            "weft_detection_seconds",
+            "From a connection's arrival to the first bytes that told its protocol, where that is not declared",
+        )
+        .buckets(DETECTION_BUCKETS.to_vec());
+        let detection = HistogramVec::new(options, &["protocol", "first"])?;
+        registry.register(Box::new(detection.clone()))?;
         let connections_open = IntGaugeVec::new(
             Opts::new("weft_connections_open", "Captured connections that are open"),
             &CONNECTION_LABELS,
@@ -171,6 +225,7 @@ impl Metrics {
         Ok(Arc::new(Self {
             requests: counter("weft_requests_total", "Requests that were answered, by status class", &REQUEST_LABELS)?,
             duration,
+            detection,
             request_bytes: counter("weft_request_bytes_total", "Bytes of request bodies", &REQUEST_LABELS)?,
             response_bytes: counter("weft_response_bytes_total", "Bytes of response bodies", &REQUEST_LABELS)?,
             connections: counter("weft_connections_total", "Captured connections, by direction", &CONNECTION_LABELS)?,
@@ -210,6 +265,11 @@ impl Metrics {
         self.replies[reason as usize].inc();
     }
 
+    /// A worker's own histograms of detection.
+    pub(crate) fn detection_cells(&self) -> DetectionCells {
+        DetectionCells(Seen::ALL.map(|seen| self.detection.with_label_values(&[seen.protocol(), seen.first()]).local()))
+    }
+
     /// A worker's share in the series of one pod's workload.
     pub(crate) fn pod_cells(self: &Arc<Self>, pod: &LocalPod) -> PodCells {
         let owner = Owner { namespace: Arc::clone(&pod.namespace), workload: Arc::clone(&pod.owner) };
@@ -245,6 +305,22 @@ impl Metrics {
             let _ = self.received_bytes.remove_label_values(labels);
         }
         owners.remove(owner);
+    }
+}
+
+/// How long it took to tell what connections speak, by what they turned out to be.
+#[derive(Debug)]
+pub(crate) struct DetectionCells([LocalHistogram; Seen::ALL.len()]);
+
+impl DetectionCells {
+    pub(crate) fn observe(&self, seen: Seen, took: Duration) {
+        self.0[seen as usize].observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn flush(&self) {
+        for cell in &self.0 {
+            cell.flush();
+        }
     }
 }
 

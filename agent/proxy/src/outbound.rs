@@ -1,9 +1,9 @@
 //! A connection that a captured pod made: what it was meant for, what it speaks, and on to the right place.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{io, net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use weft_policy::{
     endpoints::Endpoint,
     plan::{AppProtocol, Destination},
@@ -11,19 +11,36 @@ use weft_policy::{
 };
 
 use crate::{
-    balance::{EndpointLoad, InFlight},
+    balance::EndpointLoad,
     choose::{self, Choice},
-    dial::{self, Dialled},
+    detect::{self, Detected, Unasked},
+    dial,
     drain::Phase,
+    early::Early,
     flows::{Direction, Flow, FlowEntry, FlowProtocol, bump},
-    http, limits,
+    http,
+    learnt::{LearntKey, Port, Seen},
+    limits,
     metrics::Limit,
     reply::{LocalReply, Reason},
-    sniff::{self, Sniffed},
     socket::Dial,
     tcp::{self, End, Side},
     worker::{Pod, Worker},
 };
+
+/// What a connection speaks, and how far it got meanwhile.
+#[derive(Debug)]
+struct Found {
+    detected: Detected,
+    /// The outcome of the dial, if there was one.
+    reached: Option<Result<Early, LocalReply>>,
+}
+
+impl Found {
+    fn undialled(detected: Detected) -> Self {
+        Self { detected, reached: None }
+    }
+}
 
 /// Serves one accepted connection until it ends.
 pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, entry: FlowEntry) {
@@ -39,122 +56,298 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
         // The snapshot does not know it any more: bytes, to where they were going.
         None => AppProtocol::Tcp,
     };
-    let sniffed = tokio::select! {
-        sniffed = sniff::sniff(&stream, protocol, &worker.config) => Some(sniffed),
-        () = told_to_end(&stream, protocol, &flow) => None,
+    let way = Way { worker: &worker, pod: &pod, flow: &flow, destination: destination.as_ref() };
+    let found = match protocol {
+        AppProtocol::Tcp => Ok(Found::undialled(Detected::Opaque)),
+        AppProtocol::Tls => Ok(Found::undialled(Detected::Tls)),
+        AppProtocol::Detect => tokio::select! {
+            found = way.watch(&stream) => found,
+            // In order, unless somebody has said something that is lost.
+            () = flow.control.cut() => return drop(stream),
+        },
+        AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2 => tokio::select! {
+            detected = detect::client(&stream, true, &worker) => detected.map(Found::undialled),
+            () = told_to_end(&stream, &flow) => return drop(stream),
+        },
     };
-    let Some(sniffed) = sniffed else {
-        // In order: not a byte of it is lost.
-        return drop(stream);
-    };
-    tracing::debug!(source = %pod.pod.name, peer = %flow.peer, destination = %flow.destination, ?protocol, ?sniffed, "captured");
-    match sniffed {
-        Ok((Sniffed::Http, _)) => http::server::serve(worker, pod, entry, stream, plan).await,
-        Ok((Sniffed::Opaque, early)) => {
-            opaque(&worker, &pod, &flow, Side { stream, early }, destination.as_ref()).await;
-        }
-        Ok((Sniffed::Ended, _)) => tcp::linger(stream, &worker.scratch).await,
-        Ok((Sniffed::Silent, _)) => {
-            worker.metrics.reached(Limit::HeaderReadTimeout);
-            tcp::linger(stream, &worker.scratch).await;
+    let found = match found {
+        Ok(found) => {
+            tracing::debug!(source = %pod.pod.name, peer = %flow.peer, destination = %flow.destination, ?protocol, detected = ?found.detected, "captured");
+            found
         }
         Err(error) => {
-            tracing::debug!(peer = %flow.peer, %error, "client connection failed before its first byte");
-            dial::reset(stream);
+            tracing::debug!(peer = %flow.peer, %error, "connection failed before its protocol was known");
+            return dial::reset(stream);
         }
+    };
+    match found.detected {
+        Detected::Http1 => {
+            // Without one the request itself tells its client why.
+            let early = found.reached.and_then(Result::ok);
+            http::server::serve(worker, pod, entry, stream, plan, early).await;
+        }
+        Detected::Http2 => {
+            let early = found.reached.and_then(Result::ok);
+            http::server2::serve(worker, pod, entry, stream, plan, early).await;
+        }
+        Detected::Tls | Detected::Opaque => way.opaque(stream, found, protocol).await,
+        Detected::Ended | Detected::Silent => tcp::linger(stream, &worker.scratch).await,
     }
 }
 
-/// Returns when a connection whose protocol is not known yet is to end. A drain ends those that have not said a word of HTTP: their
-/// clients know that an idle connection may close. Others become known within a moment.
-async fn told_to_end(stream: &TcpStream, protocol: AppProtocol, flow: &Flow) {
+/// Returns when a connection on a port of HTTP that has not said a word is to end: a drain does that, because its client knows that
+/// an idle connection may close. Others become known within a moment.
+async fn told_to_end(stream: &TcpStream, flow: &Flow) {
     let mut phase = Phase::Running;
     loop {
         phase = flow.control.changed(phase).await;
-        if phase > Phase::Draining || (protocol == AppProtocol::Http && !tcp::has_unread(stream)) {
+        if phase > Phase::Draining || !tcp::has_unread(stream) {
             return;
         }
     }
 }
 
-async fn opaque(worker: &Worker, pod: &Pod, flow: &Flow, downstream: Side, destination: Option<&Destination>) {
-    flow.protocol.set(FlowProtocol::Tcp);
-    bump(&flow.bytes_sent, downstream.early.len());
-    let reached = tokio::select! {
-        reached = reach(worker, pod, flow, destination) => reached,
-        () = flow.control.cut() => return dial::reset(downstream.stream),
-    };
-    {
-        let (service, backend) = (flow.service.borrow(), flow.backend.borrow());
-        flow.open(pod.cells.connections(
+/// A connection on its way to where it was meant to go.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    worker: &'a Worker,
+    pod: &'a Pod,
+    flow: &'a Flow,
+    destination: Option<&'a Destination>,
+}
+
+impl Way<'_> {
+    /// Dials, and watches both sides until one of them shows what is spoken. While both are silent that may take for ever: then
+    /// this is a connection on which weft holds nothing back, and a drain treats it as it treats bytes.
+    async fn watch(&self, stream: &TcpStream) -> io::Result<Found> {
+        let worker = self.worker;
+        let port = self.learnt();
+        let mut client = pin!(detect::client(stream, false, worker));
+        if port.as_ref().is_some_and(|port| port.client_speaks_first()) {
+            // A connection from the pool may do, and a request's own route decides, so a dial now would be in vain.
+            match timeout(worker.config.learnt_wait, &mut client).await {
+                Ok(detected) => return Ok(Found::undialled(self.client_showed(port.as_deref(), detected?))),
+                Err(_) => worker.metrics.reached(Limit::LearntWait),
+            }
+        }
+        let mut reach = pin!(self.reach());
+        let reached = tokio::select! {
+            biased;
+            reached = &mut reach => reached,
+            detected = &mut client => match detected {
+                Ok(detected) => {
+                    let detected = self.client_showed(port.as_deref(), detected);
+                    return Ok(Found { detected, reached: Some(reach.await) });
+                }
+                Err(error) => {
+                    // The server may have accepted already, and a socket that is merely closed would look like an end in order.
+                    if let Ok(early) = reach.await {
+                        self.open();
+                        dial::reset(early.dialled.stream);
+                    }
+                    return Err(error);
+                }
+            },
+        };
+        let early = match reached {
+            Ok(early) => early,
+            Err(reply) => {
+                // A client of HTTP is answered why. Any other sees a reset, as of a server that is not there.
+                let detected = if let Ok(detected) = timeout(worker.config.refusal_wait, &mut client).await {
+                    self.client_showed(port.as_deref(), detected?)
+                } else {
+                    worker.metrics.reached(Limit::RefusalWait);
+                    Detected::Opaque
+                };
+                return Ok(Found { detected, reached: Some(Err(reply)) });
+            }
+        };
+        let first = tokio::select! {
+            // A server that has spoken unasked is none of HTTP/1, whatever the client says.
+            biased;
+            unasked = detect::server(&early.dialled.stream) => match unasked {
+                Ok(Unasked::Settings) => None,
+                Ok(Unasked::Spoke) => {
+                    self.saw(port.as_deref(), Seen::ServerFirst);
+                    Some(Ok(Detected::Opaque))
+                }
+                Ok(Unasked::Ended) => Some(Ok(Detected::Opaque)),
+                Err(error) => {
+                    self.open();
+                    return Err(error);
+                }
+            },
+            detected = &mut client => Some(detected.map(|detected| self.client_showed(port.as_deref(), detected))),
+        };
+        let detected = match first {
+            Some(detected) => detected,
+            // A client of HTTP/2 does not wait for these. Any other, whatever it is, gets them a little later.
+            None => match timeout(worker.config.detect_timeout, &mut client).await {
+                Ok(Ok(Detected::Http2)) => Ok(self.client_showed(port.as_deref(), Detected::Http2)),
+                Ok(Ok(_)) => Ok(Detected::Opaque),
+                Ok(Err(error)) => Err(error),
+                Err(_) => {
+                    worker.metrics.reached(Limit::DetectTimeout);
+                    self.saw(port.as_deref(), Seen::ServerFirst);
+                    Ok(Detected::Opaque)
+                }
+            },
+        };
+        let detected = match detected {
+            Ok(detected) => detected,
+            Err(error) => {
+                self.open();
+                dial::reset(early.dialled.stream);
+                return Err(error);
+            }
+        };
+        Ok(Found { detected, reached: Some(Ok(early)) })
+    }
+
+    /// What is remembered of the port.
+    fn learnt(&self) -> Option<Rc<Port>> {
+        let key = match self.destination? {
+            Destination::Service(plan) => LearntKey::Service(plan.service.clone(), plan.port),
+            Destination::Pod(_) => LearntKey::Pod(self.flow.destination),
+        };
+        let port = self.worker.learnt.port(key, self.flow.started);
+        if port.is_none() {
+            self.worker.metrics.reached(Limit::LearntPorts);
+        }
+        port
+    }
+
+    fn saw(&self, port: Option<&Port>, seen: Seen) {
+        self.worker.detection.observe(seen, self.flow.started.elapsed());
+        if let Some(port) = port {
+            port.saw(seen);
+        }
+    }
+
+    /// Takes note of what a client said. One that left without a word is passed on as that, and says nothing about the port.
+    fn client_showed(&self, port: Option<&Port>, detected: Detected) -> Detected {
+        let seen = match detected {
+            Detected::Http1 => Seen::Http,
+            Detected::Http2 => Seen::Http2,
+            Detected::Tls => Seen::Tls,
+            Detected::Opaque => Seen::Opaque,
+            Detected::Ended | Detected::Silent => return Detected::Opaque,
+        };
+        self.saw(port, seen);
+        detected
+    }
+
+    /// Counts the connection under what it leads to.
+    fn open(&self) {
+        let (service, backend) = (self.flow.service.borrow(), self.flow.backend.borrow());
+        self.flow.open(self.pod.cells.connections(
             Direction::Outbound,
             service.as_ref().map(|(service, _)| service),
             backend.as_ref(),
         ));
     }
-    let (Dialled { stream, lease }, in_flight) = match reached {
-        Ok(reached) => reached,
-        Err(reply) => {
-            // Before any byte, so the client sees what it would see of a server that is not there.
+
+    async fn opaque(&self, stream: TcpStream, found: Found, protocol: AppProtocol) {
+        let Self { worker, flow, .. } = *self;
+        let tls = found.detected == Detected::Tls;
+        flow.protocol.set(if tls { FlowProtocol::Tls } else { FlowProtocol::Tcp });
+        let early = match protocol {
+            // Nobody has looked.
+            AppProtocol::Tcp | AppProtocol::Tls => Bytes::new(),
+            _ if tls => Bytes::new(),
+            _ => match detect::take(&stream) {
+                Ok(early) => early,
+                Err(error) => {
+                    tracing::debug!(peer = %flow.peer, %error, "client connection failed");
+                    if let Some(Ok(early)) = found.reached {
+                        dial::reset(early.dialled.stream);
+                    }
+                    return dial::reset(stream);
+                }
+            },
+        };
+        bump(&flow.bytes_sent, early.len());
+        let reached = match found.reached {
+            Some(reached) => reached,
+            None => tokio::select! {
+                reached = self.reach() => reached,
+                () = flow.control.cut() => return dial::reset(stream),
+            },
+        };
+        self.open();
+        let Early { dialled, in_flight, .. } = match reached {
+            Ok(reached) => reached,
+            Err(reply) => {
+                // Before any byte, so the client sees what it would see of a server that is not there.
+                worker.metrics.resets.inc();
+                worker.metrics.replied(reply.reason);
+                tracing::debug!(source = %self.pod.pod.name, destination = %flow.destination, reason = reply.reason.word(), detail = reply.detail, "reset");
+                return dial::reset(stream);
+            }
+        };
+        let (downstream, upstream) = (Side { stream, early }, Side { stream: dialled.stream, early: Bytes::new() });
+        let end = if tls {
+            tcp::splice_tls(downstream, upstream, flow, worker).await
+        } else {
+            tcp::splice(downstream, upstream, flow, &worker.scratch).await
+        };
+        if end == End::Cut {
             worker.metrics.resets.inc();
-            worker.metrics.replied(reply.reason);
-            tracing::debug!(source = %pod.pod.name, destination = %flow.destination, reason = reply.reason.word(), detail = reply.detail, "reset");
-            return dial::reset(downstream.stream);
         }
-    };
-    let end = tcp::splice(downstream, Side { stream, early: Bytes::new() }, flow, &worker.scratch).await;
-    if end == End::Cut {
-        worker.metrics.resets.inc();
+        tracing::debug!(destination = %flow.destination, ?end, sent = flow.bytes_sent.get(), received = flow.bytes_received.get(), "closed");
+        drop((dialled.lease, in_flight));
     }
-    tracing::debug!(destination = %flow.destination, ?end, sent = flow.bytes_sent.get(), received = flow.bytes_received.get(), "closed");
-    drop((lease, in_flight));
-}
 
-/// Connects to an endpoint of whatever the connection was meant for.
-async fn reach(
-    worker: &Worker,
-    pod: &Pod,
-    flow: &Flow,
-    destination: Option<&Destination>,
-) -> Result<(Dialled, InFlight), LocalReply> {
-    let direct = |workload, node| EndpointLoad::new(Endpoint { address: flow.destination, workload, node });
-    match destination {
-        Some(Destination::Service(plan)) => {
-            let split = plan.route_connection();
-            let choice = choose::split(worker, split, plan.balance).map_err(|none| choose::no_backend(split, none))?;
-            first(worker, pod, flow, choice).await
+    /// Connects to an endpoint of whatever the connection was meant for.
+    async fn reach(&self) -> Result<Early, LocalReply> {
+        let Self { worker, flow, .. } = *self;
+        let direct = |workload, node| EndpointLoad::new(Endpoint { address: flow.destination, workload, node });
+        match self.destination {
+            Some(Destination::Service(plan)) => {
+                let split = plan.route_connection();
+                let choice =
+                    choose::split(worker, split, plan.balance).map_err(|none| choose::no_backend(split, none))?;
+                self.first(choice).await
+            }
+            Some(Destination::Pod(plan)) => {
+                let load = direct(Some(plan.workload.clone()), plan.node.clone());
+                let protocol = plan.protocol(flow.destination.port());
+                self.first(Choice::Pod { load: &load, protocol }).await
+            }
+            None => self.first(Choice::Pod { load: &direct(None, None), protocol: AppProtocol::Tcp }).await,
         }
-        Some(Destination::Pod(plan)) => {
-            first(worker, pod, flow, Choice::Pod(&direct(Some(plan.workload.clone()), plan.node.clone()))).await
-        }
-        None => first(worker, pod, flow, Choice::Pod(&direct(None, None))).await,
     }
-}
 
-/// Connects to the first endpoint that answers.
-async fn first(worker: &Worker, pod: &Pod, flow: &Flow, choice: Choice<'_>) -> Result<(Dialled, InFlight), LocalReply> {
-    let mut tried: Vec<SocketAddr> = Vec::new();
-    let mut failure = None;
-    while let Some(load) = choice.next(worker, flow.destination, &tried) {
-        let endpoint = &load.endpoint;
-        worker.authorize_endpoint(endpoint).map_err(|denied| {
-            LocalReply::new(Reason::Denied, format_args!("connection to {}: {denied}", endpoint.address))
-        })?;
-        flow.chose(choice.backend().map(|backend| &backend.service), endpoint.address);
-        let in_flight = load.begin();
-        let dial = Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload: endpoint.workload.as_ref() };
-        match dial::dial(worker, dial).await {
-            Ok(dialled) => return Ok((dialled, in_flight)),
-            Err(error) => {
-                tried.push(endpoint.address);
-                let last = !error.retryable() || tried.len() >= limits::CONNECT_TRIES_MAX;
-                failure = Some(error);
-                if last {
-                    worker.metrics.reached(Limit::ConnectTries);
-                    break;
+    /// Connects to the first endpoint that answers. Takes the inbound step of each before it is dialled.
+    async fn first(&self, choice: Choice<'_>) -> Result<Early, LocalReply> {
+        let Self { worker, pod, flow, .. } = *self;
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut failure = None;
+        while let Some(load) = choice.next(worker, flow.destination, &tried) {
+            let endpoint = &load.endpoint;
+            let captured = worker.authorize_endpoint(endpoint).map_err(|denied| {
+                LocalReply::new(Reason::Denied, format_args!("connection to {}: {denied}", endpoint.address))
+            })?;
+            flow.chose(choice.backend().map(|backend| &backend.service), endpoint.address);
+            let in_flight = load.begin();
+            let dial =
+                Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload: endpoint.workload.as_ref() };
+            match dial::dial(worker, dial).await {
+                Ok(dialled) => {
+                    let (split, index) = (choice.split(), choice.index());
+                    return Ok(Early { split, index, load, in_flight, dialled, captured });
+                }
+                Err(error) => {
+                    tried.push(endpoint.address);
+                    let last = !error.retryable() || tried.len() >= limits::CONNECT_TRIES_MAX;
+                    failure = Some(error);
+                    if last {
+                        worker.metrics.reached(Limit::ConnectTries);
+                        break;
+                    }
                 }
             }
         }
+        Err(choice.exhausted(failure.as_ref()))
     }
-    Err(choice.exhausted(failure.as_ref()))
 }

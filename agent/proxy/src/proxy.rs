@@ -14,6 +14,7 @@ use crate::{
     config::ProxyConfig,
     drain::DrainReport,
     flows::FlowRow,
+    learnt::{self, LearntRow},
     limits,
     metrics::{Limit, Metrics},
     socket::{FlowSource, PodListeners, SocketFactory},
@@ -163,6 +164,19 @@ impl Proxy {
             rows.truncate(limit);
         }
         rows
+    }
+
+    /// What all workers together have seen ports speak whose protocol is not declared, in the order of their keys.
+    pub async fn learnt(&self) -> Vec<LearntRow> {
+        let answers: Vec<_> =
+            self.workers.iter().map(|worker| ask(worker, |answer| Command::Learnt { answer })).collect();
+        let mut rows = Vec::new();
+        for answer in answers.into_iter().flatten() {
+            if let Ok(Ok(part)) = tokio::time::timeout(limits::FLOWS_TIMEOUT, answer).await {
+                rows.extend(part);
+            }
+        }
+        learnt::sum(rows)
     }
 
     /// Takes what waits in the accept queues, then lets go of every listener. Returns when all workers have.

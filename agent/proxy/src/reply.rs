@@ -5,6 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
+use crate::http::grpc;
+
 /// The header that tells the mesh's own answers from an application's.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("weft-reason");
 
@@ -53,10 +55,16 @@ pub enum Reason {
     HeadTimeout,
     /// `CONNECT`.
     ConnectMethod,
+    /// All HTTP/2 connections to the endpoint are full of requests.
+    StreamsExhausted,
+    /// An upgrade, on a port that is declared to speak HTTP/2.
+    UpgradeOverHttp2,
+    /// A gRPC call, on a port that is declared to speak HTTP/1.1.
+    GrpcOverHttp1,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -78,6 +86,9 @@ impl Reason {
         Self::TargetTooLong,
         Self::HeadTimeout,
         Self::ConnectMethod,
+        Self::StreamsExhausted,
+        Self::UpgradeOverHttp2,
+        Self::GrpcOverHttp1,
     ];
 
     /// The word in `weft-reason` and in metrics.
@@ -105,6 +116,9 @@ impl Reason {
             Self::TargetTooLong => "target_too_long",
             Self::HeadTimeout => "head_timeout",
             Self::ConnectMethod => "connect_method",
+            Self::StreamsExhausted => "streams_exhausted",
+            Self::UpgradeOverHttp2 => "upgrade_over_http2",
+            Self::GrpcOverHttp1 => "grpc_over_http1",
         }
     }
 
@@ -116,7 +130,8 @@ impl Reason {
             | Self::SplitZero
             | Self::ConnectFailed
             | Self::DestinationGone
-            | Self::DialsExhausted => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::DialsExhausted
+            | Self::StreamsExhausted => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::MalformedRequest
@@ -130,7 +145,9 @@ impl Reason {
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TransferCoding | Self::ConnectMethod => StatusCode::NOT_IMPLEMENTED,
+            Self::TransferCoding | Self::ConnectMethod | Self::UpgradeOverHttp2 | Self::GrpcOverHttp1 => {
+                StatusCode::NOT_IMPLEMENTED
+            }
         }
     }
 
@@ -180,6 +197,20 @@ impl LocalReply {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         (response, body)
+    }
+}
+
+impl LocalReply {
+    /// The same for a gRPC call, which reads its status from fields of its own.
+    pub(crate) fn into_grpc(self) -> (Response<()>, Bytes) {
+        let mut response = Response::new(());
+        *response.status_mut() = self.reason.status();
+        response.headers_mut().insert(REASON_HEADER, HeaderValue::from_static(self.reason.word()));
+        grpc::answer(&mut response, &format!("weft: {}", self.detail));
+        if self.reason.closes() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        (response, Bytes::new())
     }
 }
 

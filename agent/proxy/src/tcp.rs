@@ -12,12 +12,18 @@ use std::{
 use bytes::Bytes;
 use rustix::net::RecvFlags;
 use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream};
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::TcpStream,
+};
 
 use crate::{
     dial,
-    flows::{Flow, bump},
+    flows::{Flow, FlowProtocol, bump},
+    hello::{Progress, Reader},
     limits::{COPY_BUFFER_BYTES, COPY_TURN_READS},
+    metrics::Limit,
+    worker::Worker,
 };
 
 /// How an opaque connection ended.
@@ -51,9 +57,36 @@ pub(crate) struct Side {
 
 /// Carries bytes until both sides have ended.
 pub(crate) async fn splice(downstream: Side, upstream: Side, flow: &Flow, scratch: &Scratch) -> End {
+    carry(downstream, upstream, flow, scratch, None).await
+}
+
+/// The same for a client that is thought to speak TLS: reads what it says of itself as it passes, and notes it with the flow.
+pub(crate) async fn splice_tls(downstream: Side, upstream: Side, flow: &Flow, worker: &Worker) -> End {
+    let mut reader = Reader::default();
+    let note = |bytes: &[u8]| match reader.feed(bytes) {
+        Progress::More => true,
+        Progress::Done(hello) => {
+            tracing::debug!(peer = %flow.peer, destination = %flow.destination, server_name = hello.server_name.as_deref().unwrap_or("-"), alpn = ?hello.alpn, "TLS client");
+            *flow.hello.borrow_mut() = Some(Box::new(hello));
+            false
+        }
+        Progress::TooLong => {
+            worker.metrics.reached(Limit::HelloBytes);
+            false
+        }
+        Progress::Invalid => {
+            flow.protocol.set(FlowProtocol::Tcp);
+            false
+        }
+    };
+    carry(downstream, upstream, flow, &worker.scratch, Some(Box::new(note))).await
+}
+
+async fn carry(downstream: Side, upstream: Side, flow: &Flow, scratch: &Scratch, tap: Option<Tap<'_>>) -> End {
     let end = {
         let (down, up) = (&downstream.stream, &upstream.stream);
         let mut out = Pump::new(down, up, downstream.early, &flow.bytes_sent);
+        out.tap = tap;
         let mut back = Pump::new(up, down, upstream.early, &flow.bytes_received);
         let both = poll_fn(|cx| {
             let (out, back) = (out.poll(cx, scratch), back.poll(cx, scratch));
@@ -85,6 +118,9 @@ async fn failed(stream: &TcpStream) {
     }
 }
 
+/// Looks at bytes as they pass, until it gives false.
+type Tap<'a> = Box<dyn FnMut(&[u8]) -> bool + 'a>;
+
 /// One direction.
 struct Pump<'a> {
     from: &'a TcpStream,
@@ -94,11 +130,12 @@ struct Pump<'a> {
     ended: bool,
     done: bool,
     count: &'a Cell<u64>,
+    tap: Option<Tap<'a>>,
 }
 
 impl<'a> Pump<'a> {
     fn new(from: &'a TcpStream, to: &'a TcpStream, early: Bytes, count: &'a Cell<u64>) -> Self {
-        Self { from, to, held: early, ended: false, done: false, count }
+        Self { from, to, held: early, ended: false, done: false, count, tap: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &Scratch) -> Poll<io::Result<()>> {
@@ -125,6 +162,9 @@ impl<'a> Pump<'a> {
                 Ok(0) => self.ended = true,
                 Ok(read) => {
                     bump(self.count, read);
+                    if self.tap.as_mut().is_some_and(|tap| !tap(&scratch[..read])) {
+                        self.tap = None;
+                    }
                     let written = match self.to.try_write(&scratch[..read]) {
                         Ok(written) => written,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -148,6 +188,19 @@ impl<'a> Pump<'a> {
 pub(crate) fn has_unread(stream: &TcpStream) -> bool {
     let mut byte = [0];
     matches!(rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, read)) if read > 0)
+}
+
+/// Whether nothing has come: no bytes that nobody asked for, and no end.
+pub(crate) fn is_quiet(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    matches!(rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(error) if error == rustix::io::Errno::AGAIN)
+}
+
+/// Writes a last word and ends the connection as [`linger`] does. A client that does not take it in time goes without.
+pub(crate) async fn say(mut stream: TcpStream, word: &[u8], scratch: &Scratch) {
+    if let Ok(Ok(())) = tokio::time::timeout(crate::limits::LINGER_TIMEOUT, stream.write_all(word)).await {
+        linger(stream, scratch).await;
+    }
 }
 
 /// Shuts down the sending side and reads what still comes, for a bounded while: closing with unread bytes would reset the

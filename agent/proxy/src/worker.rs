@@ -28,9 +28,10 @@ use crate::{
     config::ProxyConfig,
     drain::{DrainReport, Phase},
     flows::{Direction, FlowRow, FlowTable},
+    learnt::{Learnt, LearntRow},
     limits,
     listener::{self, Listeners, Stop},
-    metrics::{Limit, Metrics, PodCells},
+    metrics::{DetectionCells, Limit, Metrics, PodCells},
     pool::Pool,
     socket::{FlowSource, LocalPod, PodListeners, SocketFactory},
     tcp::Scratch,
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     AddPod(PodListeners),
     RemovePod(WorkloadId),
     Flows { limit: usize, answer: oneshot::Sender<Vec<FlowRow>> },
+    Learnt { answer: oneshot::Sender<Vec<LearntRow>> },
     StopAccepting { answer: oneshot::Sender<()> },
     Drain { within: Duration, answer: oneshot::Sender<DrainReport> },
     Shutdown,
@@ -90,6 +92,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flows: Rc<FlowTable>,
     pub(crate) balancer: RefCell<Balancer>,
+    pub(crate) learnt: Learnt,
+    pub(crate) detection: DetectionCells,
     pub(crate) scratch: Scratch,
     /// Room for downstream connections.
     pub(crate) connections: Arc<Semaphore>,
@@ -112,6 +116,7 @@ pub(crate) struct Pod {
 
 impl Worker {
     fn new(index: usize, parts: Parts, heartbeat: Arc<Heartbeat>) -> Self {
+        let (learnt, detection) = (Learnt::new(parts.config.learnt_ports_max), parts.metrics.detection_cells());
         Self {
             index,
             connections: Arc::new(Semaphore::new(parts.config.downstream_connections_max)),
@@ -124,6 +129,8 @@ impl Worker {
             metrics: parts.metrics,
             flows: Rc::default(),
             balancer: RefCell::new(Balancer::new(fastrand::u64(..))),
+            learnt,
+            detection,
             scratch: Scratch::default(),
             warnings: Warnings::default(),
             pods: RefCell::default(),
@@ -246,6 +253,7 @@ impl Worker {
     }
 
     fn flush(&self) {
+        self.detection.flush();
         for pod in self.pods.borrow().values() {
             pod.cells.flush();
         }
@@ -258,9 +266,11 @@ impl Worker {
         let now = Instant::now();
         self.flows.sweep(now);
         self.balancer.borrow_mut().sweep(now, limits::BALANCE_STATE_IDLE);
+        self.learnt.sweep(now, limits::LEARNT_IDLE);
+        self.detection.flush();
         self.pods.borrow_mut().retain(|_, pod| {
             pod.cells.flush();
-            pod.pool.sweep(now, self.config.pool_idle_timeout);
+            pod.pool.sweep(now, self.config.pool_idle_timeout, self.config.h2_pool_idle_timeout);
             // A pod without listeners that nothing is open for is forgotten; it comes back with its next connection.
             !pod.listeners.is_empty() || Rc::strong_count(pod) > 1 || !pod.pool.is_empty()
         });
@@ -281,6 +291,7 @@ impl Worker {
                 Some(Command::AddPod(listeners)) => self.add_pod(listeners),
                 Some(Command::RemovePod(id)) => self.remove_pod(&id),
                 Some(Command::Flows { limit, answer }) => _ = answer.send(self.flows.rows(self.index, limit)),
+                Some(Command::Learnt { answer }) => _ = answer.send(self.learnt.rows()),
                 Some(Command::StopAccepting { answer }) => {
                     let worker = Rc::clone(&self);
                     tokio::task::spawn_local(async move {

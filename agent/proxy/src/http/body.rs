@@ -1,6 +1,7 @@
 //! Bodies as they pass: counted, and a request's held back where the client waits for `100 Continue`. Nothing is buffered here.
 
 use std::{
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
@@ -16,13 +17,23 @@ use tokio::time::Sleep;
 use crate::{
     balance::InFlight,
     flows::bump,
-    http::{
-        client::Upstream,
-        exchange::{Link, Record},
-    },
+    http::{client::Upstream, client2::Stream, grpc, hop, link::Record},
+    limits,
     metrics::{Limit, Metrics},
     pool::Kept,
 };
+
+/// What has passed of a request's body, and whether its response moves. HTTP/1 needs one for a connection, since its requests follow
+/// each other; HTTP/2 one for each request.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    /// Of request bodies.
+    pub(crate) request_bytes: Cell<u64>,
+    /// Parts of response bodies that hyper was given.
+    pub(crate) handed: Cell<u64>,
+    /// hyper has not come back since for another part: the last one waits for the client.
+    pub(crate) held: Cell<bool>,
+}
 
 /// Whether a request's body may be sent. Shared with hyper's callback for interim responses, which must be `Send`.
 #[derive(Debug, Default)]
@@ -114,21 +125,141 @@ impl RequestBodyError {
 
 /// A client's request body on its way upstream.
 pub(crate) struct RequestBody {
-    inner: Incoming,
+    inner: Inner,
     gated: Option<Gated>,
-    link: Rc<Link>,
+    meter: Rc<Meter>,
+}
+
+enum Inner {
+    Empty,
+    Given(Incoming),
+    Lent(Lent),
+}
+
+/// A request body that can be taken back, as long as little of it was read: a server that never looked at a request says so, and
+/// then another one may have it (RFC 9113 8.7).
+pub(crate) struct Loan {
+    body: RefCell<Incoming>,
+    /// What was read so far, unless it was too much to keep.
+    kept: RefCell<Option<Vec<Bytes>>>,
+    kept_bytes: Cell<usize>,
+    /// Counts the requests that were made of it: only the last one may read.
+    turn: Cell<usize>,
+}
+
+impl Loan {
+    pub(crate) fn new(body: Incoming) -> Rc<Self> {
+        Rc::new(Self {
+            body: RefCell::new(body),
+            kept: RefCell::new(Some(Vec::new())),
+            kept_bytes: Cell::new(0),
+            turn: Cell::new(0),
+        })
+    }
+
+    /// Whether it can be lent once more as if it had never been.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.kept.borrow().is_some()
+    }
+
+    /// It will not be asked for again.
+    pub(crate) fn forget(&self) {
+        self.kept.take();
+    }
+
+    fn read(&self, data: &Bytes) {
+        let mut kept = self.kept.borrow_mut();
+        let Some(parts) = &mut *kept else { return };
+        let bytes = self.kept_bytes.get() + data.len();
+        if bytes > limits::H2_REPLAY_BYTES_MAX {
+            *kept = None;
+        } else {
+            self.kept_bytes.set(bytes);
+            parts.push(data.clone());
+        }
+    }
+}
+
+struct Lent {
+    loan: Rc<Loan>,
+    turn: usize,
+    /// How many of the kept parts were read in this turn.
+    replayed: usize,
+}
+
+impl Lent {
+    /// A part that was read in an earlier turn.
+    fn earlier(&mut self) -> Option<Bytes> {
+        let part = self.loan.kept.borrow().as_ref()?.get(self.replayed)?.clone();
+        self.replayed += 1;
+        Some(part)
+    }
+
+    /// How much of what was kept is still to be read.
+    fn to_replay(&self) -> u64 {
+        let kept = self.loan.kept.borrow();
+        kept.as_ref().map_or(0, |parts| parts.iter().skip(self.replayed).map(|part| part.len() as u64).sum())
+    }
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, link: Rc<Link>) -> Self {
-        Self { inner, gated: None, link }
+    pub(crate) fn new(inner: Incoming, meter: Rc<Meter>) -> Self {
+        Self { inner: Inner::Given(inner), gated: None, meter }
+    }
+
+    /// None at all.
+    pub(crate) fn empty(meter: Rc<Meter>) -> Self {
+        Self { inner: Inner::Empty, gated: None, meter }
+    }
+
+    /// One that can be taken back; whoever read it before reads nothing more.
+    pub(crate) fn lent(loan: &Rc<Loan>, meter: Rc<Meter>) -> Self {
+        let turn = loan.turn.get() + 1;
+        loan.turn.set(turn);
+        Self { inner: Inner::Lent(Lent { loan: Rc::clone(loan), turn, replayed: 0 }), gated: None, meter }
     }
 
     /// Holds the body back until the gate opens, or `patience` is over (RFC 9110 10.1.1).
-    pub(crate) fn behind(mut self, gate: Arc<Gate>, patience: Duration) -> Self {
-        let metrics = Arc::clone(&self.link.worker.metrics);
+    pub(crate) fn behind(mut self, gate: Arc<Gate>, patience: Duration, metrics: Arc<Metrics>) -> Self {
         self.gated = Some(Gated { gate, timer: Box::pin(tokio::time::sleep(patience)), metrics });
         self
+    }
+
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let mut frame = match &mut self.inner {
+            Inner::Empty => return Poll::Ready(None),
+            Inner::Given(inner) => ready!(Pin::new(inner).poll_frame(cx)),
+            Inner::Lent(lent) => {
+                if lent.turn != lent.loan.turn.get() {
+                    return Poll::Ready(Some(Err(RequestBodyError::Unwanted)));
+                }
+                if let Some(part) = lent.earlier() {
+                    return Poll::Ready(Some(Ok(Frame::data(part))));
+                }
+                let frame = ready!(Pin::new(&mut *lent.loan.body.borrow_mut()).poll_frame(cx));
+                match &frame {
+                    Some(Ok(frame)) => match frame.data_ref() {
+                        Some(data) => {
+                            lent.loan.read(data);
+                            lent.replayed += 1;
+                        }
+                        // Trailers cannot be read twice.
+                        None => lent.loan.forget(),
+                    },
+                    Some(Err(_)) => lent.loan.forget(),
+                    None => {}
+                }
+                frame
+            }
+        };
+        if let Some(Ok(frame)) = &mut frame {
+            if let Some(data) = frame.data_ref() {
+                bump(&self.meter.request_bytes, data.len());
+            } else if let Some(trailers) = frame.trailers_mut() {
+                hop::trailers(trailers);
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::Read)))
     }
 }
 
@@ -151,28 +282,32 @@ impl Body for RequestBody {
             }
             this.gated = None;
         }
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            bump(&this.link.request_bytes, data.len());
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::Read)))
+        this.poll_inner(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.inner {
+            Inner::Empty => true,
+            Inner::Given(inner) => inner.is_end_stream(),
+            Inner::Lent(lent) => lent.to_replay() == 0 && lent.loan.body.borrow().is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.inner {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Given(inner) => inner.size_hint(),
+            Inner::Lent(lent) => match lent.loan.body.borrow().size_hint().exact() {
+                Some(left) => SizeHint::with_exact(left + lent.to_replay()),
+                None => SizeHint::default(),
+            },
+        }
     }
 }
 
 /// A response body on its way to the client. When it is dropped the exchange is over.
 pub(crate) struct ResponseBody {
     source: Source,
-    link: Rc<Link>,
     record: Record,
 }
 
@@ -187,17 +322,24 @@ pub(crate) enum Source {
 /// A body that an endpoint sends.
 pub(crate) struct Streamed {
     pub(crate) body: Incoming,
-    /// Goes back to the pool when the body is over, if it can be used again.
-    pub(crate) upstream: Option<Upstream>,
+    pub(crate) upstream: Carrier,
     /// Of the request, if its body was never wanted.
     pub(crate) unwanted: Option<Arc<Gate>>,
     pub(crate) _in_flight: InFlight,
     pub(crate) ended: bool,
 }
 
+/// What a response comes on.
+pub(crate) enum Carrier {
+    /// A connection of its own, which goes back to the pool when the body is over; `None` if it cannot be used again.
+    Http1(Option<Upstream>),
+    /// A stream of a connection that is shared.
+    Http2(#[expect(dead_code, reason = "held for its place on the connection")] Stream),
+}
+
 impl ResponseBody {
-    pub(crate) fn new(source: Source, link: Rc<Link>, record: Record) -> Self {
-        Self { source, link, record }
+    pub(crate) fn new(source: Source, record: Record) -> Self {
+        Self { source, record }
     }
 }
 
@@ -206,23 +348,34 @@ impl Body for ResponseBody {
     type Error = hyper::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        match &mut this.source {
+        let Self { source, record } = self.get_mut();
+        record.meter.held.set(false);
+        match source {
             Source::Local(bytes) if bytes.is_empty() => Poll::Ready(None),
             Source::Local(bytes) => {
-                this.record.response_bytes += bytes.len() as u64;
+                record.handed(bytes.len());
                 Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
             }
             Source::Upstream(streamed) => {
-                let frame = ready!(Pin::new(&mut streamed.body).poll_frame(cx));
-                match &frame {
-                    Some(Ok(frame)) => match frame.data_ref() {
-                        Some(data) => this.record.response_bytes += data.len() as u64,
-                        None => streamed.ended |= frame.is_trailers(),
-                    },
+                let mut frame = ready!(Pin::new(&mut streamed.body).poll_frame(cx));
+                match &mut frame {
+                    Some(Ok(frame)) => {
+                        if let Some(data) = frame.data_ref() {
+                            record.handed(data.len());
+                        } else if let Some(trailers) = frame.trailers_mut() {
+                            streamed.ended = true;
+                            hop::trailers(trailers);
+                            if record.grpc {
+                                record.status = grpc::stands_for(trailers).or(record.status);
+                            }
+                        }
+                    }
                     Some(Err(error)) => {
-                        tracing::debug!(%error, "upstream failed in the middle of a response");
-                        this.link.turn.broke();
+                        tracing::debug!(
+                            error = error as &dyn std::error::Error,
+                            "upstream failed in the middle of a response"
+                        );
+                        record.link.response_broke();
                     }
                     None => streamed.ended = true,
                 }
@@ -248,15 +401,17 @@ impl Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        self.link.turn.response_said();
+        let link = &self.record.link;
+        link.response_over();
         let Source::Upstream(streamed) = &mut self.source else { return };
         if let Some(gate) = streamed.unwanted.take() {
             gate.over();
-        } else if (streamed.ended || streamed.body.is_end_stream())
-            && let Some(upstream) = streamed.upstream.take()
-            && self.link.pod.pool.put_back(upstream, self.link.worker.config.pool_idle_per_key_max) == Kept::Full
+        } else if let Carrier::Http1(upstream) = &mut streamed.upstream
+            && (streamed.ended || streamed.body.is_end_stream())
+            && let Some(upstream) = upstream.take()
+            && link.pod.pool.put_back(upstream, link.worker.config.pool_idle_per_key_max) == Kept::Full
         {
-            self.link.worker.metrics.reached(Limit::PoolIdlePerKey);
+            link.worker.metrics.reached(Limit::PoolIdlePerKey);
         }
     }
 }

@@ -17,7 +17,6 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
-use rustix::net::RecvFlags;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -30,6 +29,7 @@ use crate::{
     http::body::RequestBody,
     limits,
     socket::{Dial, Lease, LocalPod},
+    tcp,
     worker::Worker,
 };
 
@@ -67,10 +67,17 @@ pub(crate) struct Via<'a> {
 
 /// Opens a connection.
 pub(crate) async fn connect(worker: &Worker, via: Via<'_>) -> Result<Upstream, DialError> {
-    let Via { source, endpoint, cell, captured } = via;
+    let Via { source, endpoint, .. } = via;
     let to = endpoint.address;
-    let Dialled { stream, lease } =
-        dial::dial(worker, Dial::Outbound { source, to, to_workload: endpoint.workload.as_ref() }).await?;
+    let dialled = dial::dial(worker, Dial::Outbound { source, to, to_workload: endpoint.workload.as_ref() }).await?;
+    adopt(via, dialled).await
+}
+
+/// Takes a connection over that was dialled already.
+pub(crate) async fn adopt(via: Via<'_>, dialled: Dialled) -> Result<Upstream, DialError> {
+    let Via { endpoint, cell, captured, .. } = via;
+    let Dialled { stream, lease } = dialled;
+    let to = endpoint.address;
     let (sent, upgraded) = oneshot::channel();
     let shared = Rc::new(Shared {
         endpoint: endpoint.clone(),
@@ -130,8 +137,7 @@ impl Upstream {
     pub(crate) fn is_quiet(&self) -> bool {
         let stream = self.shared.stream.borrow();
         let Some(stream) = &*stream else { return false };
-        let mut byte = [0];
-        matches!(rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(error) if error == rustix::io::Errno::AGAIN)
+        tcp::is_quiet(stream)
     }
 
     /// Whether its endpoint still is one of its Service's.

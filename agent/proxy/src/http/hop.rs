@@ -96,6 +96,14 @@ pub(crate) fn response(headers: &mut HeaderMap, status: http::StatusCode) -> Res
     Ok(())
 }
 
+/// Removes from a trailer section what must not be there (RFC 9110 6.5.1): framing, routing, and what concerns one connection only.
+pub(crate) fn trailers(trailers: &mut HeaderMap) {
+    strip_always(trailers);
+    for name in [CONNECTION, UPGRADE, TE, TRAILER, HOST, CONTENT_LENGTH] {
+        trailers.remove(name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

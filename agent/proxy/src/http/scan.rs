@@ -28,8 +28,8 @@ enum State {
     Head(Head),
     /// Bytes of a body that are still to come.
     Body(u64),
-    /// A chunked body, whose end is not looked for.
-    Unknown,
+    /// A chunked body, whose end is not looked for; its last bytes so far.
+    Chunked([u8; 4]),
 }
 
 /// Follows one connection's bytes from the client.
@@ -53,7 +53,13 @@ impl Scan {
     pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.fault.is_none() {
             match &mut self.state {
-                State::Unknown => return,
+                State::Chunked(last) => {
+                    for byte in &bytes[bytes.len().saturating_sub(last.len())..] {
+                        last.rotate_left(1);
+                        last[3] = *byte;
+                    }
+                    return;
+                }
                 State::Body(left) => {
                     let skip = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                     *left -= skip as u64;
@@ -99,7 +105,7 @@ impl Scan {
         let fault = if head.chunked && head.length.is_some() { Some(Fault::FramingConflict) } else { head.fault };
         self.fault = fault.map(|fault| (self.heads, fault));
         self.state = match head.length {
-            _ if head.chunked => State::Unknown,
+            _ if head.chunked => State::Chunked([0; 4]),
             Some(length) if length > 0 => State::Body(length),
             _ => State::Head(Head::default()),
         };
@@ -107,8 +113,17 @@ impl Scan {
 
     /// The connection is between two requests, so the next byte begins a head, unless one has begun already.
     pub(crate) fn between(&mut self) {
-        if matches!(self.state, State::Unknown) {
+        if matches!(self.state, State::Chunked(_)) {
             self.state = State::Head(Head::default());
+        }
+    }
+
+    /// Whether a body has begun whose end has surely not come: a chunked one ends with two line ends (RFC 9112 7.1).
+    pub(crate) fn is_within_body(&self) -> bool {
+        match &self.state {
+            State::Head(_) => false,
+            State::Body(left) => *left > 0,
+            State::Chunked(last) => last != b"\r\n\r\n",
         }
     }
 
@@ -167,6 +182,26 @@ mod tests {
         for (input, expect) in table {
             for chunk in [1, 2, 3, 7, 64, 1024] {
                 assert_eq!(faults(input.as_bytes(), chunk), expect, "{input:?} in pieces of {chunk}");
+            }
+        }
+    }
+
+    #[test]
+    fn body_that_is_not_all_there_is_known() {
+        let requests = [
+            ("POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n", "abcd"),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n"),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\nTrailer: a\r\n\r\n"),
+        ];
+        for (head, body) in requests {
+            let request = [head, body].concat();
+            for cut in 0..=request.len() {
+                for chunk in [1, 3, 100] {
+                    let mut scan = Scan::default();
+                    request.as_bytes()[..cut].chunks(chunk).for_each(|part| scan.feed(part));
+                    let within = (head.len()..request.len()).contains(&cut);
+                    assert_eq!(scan.is_within_body(), within, "{request:?} after {cut} bytes");
+                }
             }
         }
     }

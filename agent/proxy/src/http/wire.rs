@@ -186,7 +186,8 @@ impl Wire {
 
     fn half_closed(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         self.ended = true;
-        if !self.turn.owed() {
+        // Within a body hyper has to know, so that the request fails and does not wait.
+        if !self.turn.owed() || self.turn.scan.borrow().is_within_body() {
             return Poll::Ready(Ok(()));
         }
         if self.turn.waiting.get() == Waiting::Answer {

@@ -4,13 +4,23 @@
 #![allow(clippy::unwrap_used, reason = "test support outside of test functions")]
 
 mod bounds;
+mod conformance;
 mod detection;
+mod every_byte;
+mod floods;
+mod goaway;
+mod grpc;
+mod http2;
 mod lifecycle;
 mod mesh;
 mod opaque;
 mod origin;
+mod peers2;
+mod raw;
 mod requests;
 mod routing;
 mod streaming;
+mod tls;
+mod translation;
 mod upgrades;
 mod wire;

@@ -122,9 +122,14 @@ pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
 }
 
 pub(crate) fn cell(addresses: &[SocketAddr]) -> Arc<EndpointCell> {
+    speaking(AppProtocol::Detect, addresses)
+}
+
+/// Endpoints of a Service port that is declared to speak something.
+pub(crate) fn speaking(protocol: AppProtocol, addresses: &[SocketAddr]) -> Arc<EndpointCell> {
     let mut ready: Vec<_> = addresses.iter().copied().map(endpoint).collect();
     ready.sort();
-    Arc::new(EndpointCell::new(EndpointSet { ready: ready.into(), draining: Box::default() }))
+    Arc::new(EndpointCell::new(EndpointSet { ready: ready.into(), protocol, ..EndpointSet::default() }))
 }
 
 pub(crate) fn split(name: &str, backends: &[(&str, u64, &Arc<EndpointCell>)]) -> Arc<Split> {
@@ -151,7 +156,7 @@ pub(crate) fn plan(protocol: AppProtocol, otherwise: Arc<Split>) -> Arc<Outbound
 
 /// A plan for a Service that is not split.
 pub(crate) fn service(protocol: AppProtocol, addresses: &[SocketAddr]) -> Arc<OutboundPlan> {
-    plan(protocol, split("web", &[("web", 1, &cell(addresses))]))
+    plan(protocol, split("web", &[("web", 1, &speaking(protocol, addresses))]))
 }
 
 /// A running data path.
@@ -243,6 +248,12 @@ impl Mesh {
         self.try_connect(destination).await.unwrap()
     }
 
+    /// Waits until the data path has accepted a connection.
+    pub(crate) async fn taken(&self, stream: &TcpStream) {
+        let client = stream.local_addr().unwrap();
+        until("it is accepted", || !self.capture.destinations.lock().unwrap().contains_key(&client)).await;
+    }
+
     /// A connection that is reset without a byte; perhaps so fast that the connect itself fails.
     pub(crate) async fn connect_and_be_reset(&self, destination: SocketAddr) {
         match self.try_connect(destination).await {
@@ -260,7 +271,10 @@ impl Mesh {
         socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let flow = CapturedFlow { original_dst: destination, source: Arc::clone(&self.pod) };
         self.capture.destinations.lock().unwrap().insert(socket.local_addr().unwrap(), flow);
-        soon(socket.connect(self.outbound)).await
+        let stream = soon(socket.connect(self.outbound)).await?;
+        // As clients of HTTP do; small frames that answer each other would wait for delayed acknowledgements.
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 
     /// The sum of a counter or gauge over the series that have all these labels.

@@ -31,7 +31,9 @@ impl Origin {
     }
 
     pub(crate) async fn accept(&self) -> Wire {
-        Wire::new(soon(self.listener.accept()).await.unwrap().0)
+        let (stream, _) = soon(self.listener.accept()).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Wire::new(stream)
     }
 }
 

@@ -54,7 +54,11 @@ async fn endpoint_that_leaves_gets_no_more_requests() {
     mesh.serve(vip(1), plan(AppProtocol::Http, split("web", &[("web", 1, &web)])));
     let mut client = Wire::new(mesh.connect(vip(1)).await);
     assert_eq!(client.get("/").await.text(), "v1");
-    web.store(EndpointSet { ready: Box::new([endpoint(v2.address)]), draining: Box::new([endpoint(v1.address)]) });
+    web.store(EndpointSet {
+        ready: Box::new([endpoint(v2.address)]),
+        draining: Box::new([endpoint(v1.address)]),
+        ..EndpointSet::default()
+    });
     for _ in 0..10 {
         assert_eq!(client.get("/").await.text(), "v2");
     }
@@ -158,7 +162,7 @@ async fn captured_endpoint_on_this_node_needs_the_inbound_step() {
     let mut ready = endpoint(web.address);
     ready.workload = Some(workload.clone());
     let cell = cell(&[]);
-    cell.store(EndpointSet { ready: Box::new([ready]), draining: Box::default() });
+    cell.store(EndpointSet { ready: Box::new([ready]), ..EndpointSet::default() });
     mesh.capture.captured.lock().unwrap().insert(workload.clone());
     mesh.serve(vip(1), plan(AppProtocol::Http, split("web", &[("web", 1, &cell)])));
     mesh.serve(vip(2), plan(AppProtocol::Tcp, split("web", &[("web", 1, &cell)])));
@@ -186,7 +190,7 @@ async fn address_of_another_pod_is_never_served_by_an_old_connection() {
     for (uid, connections) in [("uid-a", 1), ("uid-a", 1), ("uid-b", 2)] {
         let mut ready = endpoint(web.address);
         ready.workload = Some(WorkloadId::new(uid));
-        web_cell.store(EndpointSet { ready: Box::new([ready]), draining: Box::default() });
+        web_cell.store(EndpointSet { ready: Box::new([ready]), ..EndpointSet::default() });
         client.get("/").await;
         until("server saw the connection", || web.connections.load(Ordering::SeqCst) == connections).await;
     }

@@ -1,0 +1,222 @@
+//! A client connection as its requests see it, whatever version of HTTP it speaks, and the record that is kept of each request.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Instant,
+};
+
+use http::{HeaderValue, StatusCode, Version, header, response};
+use tokio::net::TcpStream;
+use weft_policy::{endpoints::Endpoint, names::ServiceKey, snapshot::PlanHandle};
+
+use crate::{
+    balance::EndpointLoad,
+    early::Early,
+    flows::{Flow, bump},
+    http::{body::Meter, upgrade::Upgrade, wire::Turn, wire2::Session},
+    limits,
+    metrics::{RequestCells, StatusClass},
+    worker::{Pod, Worker},
+};
+
+/// A client connection.
+pub(crate) struct Link {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) pod: Rc<Pod>,
+    pub(crate) flow: Rc<Flow>,
+    pub(crate) downstream: Downstream,
+    /// What the destination stands for.
+    pub(crate) plan: RefCell<PlanHandle>,
+    /// What was dialled before it was known that this is HTTP; the first request takes it, or closes it.
+    early: RefCell<Option<Box<Early>>>,
+    /// The pod behind the address that was asked for, where it is a pod's own.
+    direct: RefCell<Option<Rc<EndpointLoad>>>,
+    /// Metric cells by split and backend.
+    cells: RefCell<Vec<(u64, usize, Rc<RequestCells>)>>,
+}
+
+/// What the two versions of HTTP do not share.
+pub(crate) enum Downstream {
+    /// One request after the other.
+    Http1(Rc<OneByOne>),
+    /// Many requests at a time; what is one request's alone belongs to it.
+    Http2(Rc<Session>),
+}
+
+/// State of an HTTP/1 connection.
+pub(crate) struct OneByOne {
+    pub(crate) turn: Rc<Turn>,
+    /// The connection is to end with the response that is next.
+    pub(crate) closing: Cell<bool>,
+    /// Set once an endpoint has switched protocols.
+    pub(crate) upgrade: RefCell<Option<Upgrade>>,
+    /// Of all request bodies so far.
+    pub(crate) meter: Rc<Meter>,
+}
+
+impl OneByOne {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self {
+            turn: Rc::new(Turn::new(stream)),
+            closing: Cell::new(false),
+            upgrade: RefCell::default(),
+            meter: Rc::default(),
+        }
+    }
+}
+
+impl Link {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        pod: Rc<Pod>,
+        flow: Rc<Flow>,
+        plan: PlanHandle,
+        downstream: Downstream,
+        early: Option<Early>,
+    ) -> Self {
+        Self {
+            worker,
+            pod,
+            flow,
+            downstream,
+            plan: RefCell::new(plan),
+            early: RefCell::new(early.map(Box::new)),
+            direct: RefCell::default(),
+            cells: RefCell::default(),
+        }
+    }
+
+    /// The version that the client speaks.
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self.downstream, Downstream::Http2(_))
+    }
+
+    /// Makes a response's head one of the client's version.
+    pub(crate) fn finish(&self, parts: &mut response::Parts) {
+        match &self.downstream {
+            Downstream::Http1(one) => {
+                parts.version = Version::HTTP_11;
+                if one.closing.get() {
+                    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+            }
+            Downstream::Http2(_) => {
+                parts.version = Version::HTTP_2;
+                // The mesh's own answers ask an HTTP/1 connection to close; here a request concerns nobody but itself.
+                parts.headers.remove(header::CONNECTION);
+            }
+        }
+    }
+
+    /// hyper has let go of a response.
+    pub(crate) fn response_over(&self) {
+        match &self.downstream {
+            Downstream::Http1(one) => one.turn.response_said(),
+            Downstream::Http2(_) => {}
+        }
+    }
+
+    /// A response cannot be finished, and must not look as if it were. HTTP/2 resets its stream.
+    pub(crate) fn response_broke(&self) {
+        match &self.downstream {
+            Downstream::Http1(one) => one.turn.broke(),
+            Downstream::Http2(_) => {}
+        }
+    }
+
+    /// The backend of what was dialled early, if that leads to the split that the first request is routed to (0: the pod itself);
+    /// it is closed otherwise, and the choice given back.
+    pub(crate) fn early_backend(&self, split: u64) -> Option<usize> {
+        let mut early = self.early.borrow_mut();
+        if let Some(unused) = early.take_if(|early| early.split != split) {
+            unused.unused(&self.worker);
+        }
+        early.as_ref().map(|early| early.index)
+    }
+
+    /// What was dialled early, for the request that asked for its backend just now.
+    pub(crate) fn take_early(&self) -> Option<Early> {
+        self.early.take().map(|early| *early)
+    }
+
+    /// One load for all requests to a pod's own address.
+    pub(crate) fn direct(&self, endpoint: Endpoint) -> Rc<EndpointLoad> {
+        let mut direct = self.direct.borrow_mut();
+        match &*direct {
+            Some(load) if load.endpoint == endpoint => Rc::clone(load),
+            _ => Rc::clone(direct.insert(EndpointLoad::new(endpoint))),
+        }
+    }
+
+    /// The cells for a backend of a split; resolved by name only the first time on this connection.
+    pub(crate) fn cells(
+        &self,
+        split: u64,
+        backend: usize,
+        names: (Option<&ServiceKey>, Option<&ServiceKey>),
+    ) -> Rc<RequestCells> {
+        let mut cells = self.cells.borrow_mut();
+        if let Some((_, _, known)) = cells.iter().find(|(of, index, _)| (*of, *index) == (split, backend)) {
+            return Rc::clone(known);
+        }
+        let found = self.pod.cells.requests(names.0, names.1);
+        if cells.len() >= limits::METRIC_CELLS_PER_CONNECTION_MAX {
+            cells.clear();
+        }
+        cells.push((split, backend, Rc::clone(&found)));
+        found
+    }
+}
+
+/// Counts a request once, however it ends.
+pub(crate) struct Record {
+    pub(crate) link: Rc<Link>,
+    pub(crate) cells: Option<Rc<RequestCells>>,
+    pub(crate) service: Option<ServiceKey>,
+    pub(crate) status: Option<StatusCode>,
+    /// The request is gRPC, so its status comes last.
+    pub(crate) grpc: bool,
+    pub(crate) meter: Rc<Meter>,
+    started: Instant,
+    request_bytes_before: u64,
+    pub(crate) response_bytes: u64,
+}
+
+impl Record {
+    pub(crate) fn begin(link: &Rc<Link>, meter: Rc<Meter>) -> Self {
+        bump(&link.flow.requests, 1);
+        Self {
+            link: Rc::clone(link),
+            cells: None,
+            service: None,
+            status: None,
+            grpc: false,
+            started: Instant::now(),
+            request_bytes_before: meter.request_bytes.get(),
+            meter,
+            response_bytes: 0,
+        }
+    }
+}
+
+impl Record {
+    /// hyper has been given so many bytes of the response.
+    pub(crate) fn handed(&mut self, bytes: usize) {
+        self.response_bytes += bytes as u64;
+        bump(&self.meter.handed, 1);
+        self.meter.held.set(true);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let cells = self.cells.take().unwrap_or_else(|| self.link.pod.cells.requests(self.service.as_ref(), None));
+        let class = self.status.map_or(StatusClass::Canceled, StatusClass::Of);
+        let request_bytes = self.meter.request_bytes.get() - self.request_bytes_before;
+        cells.record(class, self.started.elapsed(), request_bytes, self.response_bytes);
+        if let Downstream::Http2(session) = &self.link.downstream {
+            session.answer_given();
+        }
+    }
+}
