@@ -59,6 +59,8 @@ impl Reconciler {
     pub async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
         let mut retry = tokio::time::interval(limits::POD_RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sandboxes = tokio::time::interval(limits::SANDBOX_LOOK);
+        sandboxes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
@@ -66,6 +68,7 @@ impl Reconciler {
                     None => return,
                 },
                 _ = retry.tick() => self.retry_pods(),
+                _ = sandboxes.tick() => self.follow_sandboxes(),
             }
         }
     }
@@ -167,6 +170,16 @@ impl Reconciler {
         }
         self.shared.proxy.remove_pod(id);
         tracing::info!(pod = %id, "pod is released");
+    }
+
+    /// Captures pods anew whose sandbox was made anew under the same name and UID.
+    fn follow_sandboxes(&mut self) {
+        let replaced = self.shared.capture().replaced_pods();
+        for id in &replaced {
+            tracing::info!(pod = %id, "pod has another network namespace than the one that is captured");
+            self.release(id);
+        }
+        self.attach_all(&replaced);
     }
 
     /// Tries pods again that could not be captured.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    admin::api::{Service, ServiceRoutes, Status},
+    admin::api::{Detected, Service, ServiceRoutes, Status},
     capture::CleanupReport,
     config::OutputFormat,
 };
@@ -119,8 +119,18 @@ pub fn status(status: &Status) -> String {
 /// `weft services`.
 #[must_use]
 pub fn services(services: &[Service]) -> String {
-    let mut table =
-        table(&["NAMESPACE", "SERVICE", "ADDRESSES", "PORT", "PROTOCOL", "READY", "DRAINING", "BALANCE", "ROUTES"]);
+    let mut table = table(&[
+        "NAMESPACE",
+        "SERVICE",
+        "ADDRESSES",
+        "PORT",
+        "PROTOCOL",
+        "DETECTED",
+        "READY",
+        "DRAINING",
+        "BALANCE",
+        "ROUTES",
+    ]);
     for service in services {
         let addresses = if service.headless { "headless".to_owned() } else { service.addresses.join(",") };
         for port in &service.ports {
@@ -132,6 +142,7 @@ pub fn services(services: &[Service]) -> String {
                 &addresses,
                 &number,
                 &port.protocol,
+                &detected(&port.detected),
                 &port.ready.to_string(),
                 &port.draining.to_string(),
                 &service.balance,
@@ -140,6 +151,15 @@ pub fn services(services: &[Service]) -> String {
         }
     }
     table.to_string()
+}
+
+/// `http (client first), 1234 connections`, one line for each thing that a port's connections turned out to be.
+fn detected(detected: &[Detected]) -> String {
+    let line = |seen: &Detected| {
+        let connections = if seen.connections == 1 { "connection" } else { "connections" };
+        format!("{} ({} first), {} {connections}", seen.protocol, seen.first, seen.connections)
+    };
+    or_dash(&detected.iter().map(line).collect::<Vec<_>>().join("\n")).to_owned()
 }
 
 /// `weft routes`.
@@ -177,13 +197,15 @@ pub fn routes(services: &[ServiceRoutes]) -> String {
 }
 
 /// Columns of `weft flows`, with the fields behind them.
-const FLOW_COLUMNS: [(&str, &str); 10] = [
+const FLOW_COLUMNS: [(&str, &str); 12] = [
     ("DIRECTION", "direction"),
     ("SOURCE", "source"),
     ("DESTINATION", "destination"),
     ("BACKEND", "backend"),
     ("ENDPOINT", "endpoint"),
     ("PROTOCOL", "protocol"),
+    ("SERVER NAME", "server_name"),
+    ("ALPN", "alpn"),
     ("AGE MS", "age_ms"),
     ("REQUESTS", "requests"),
     ("SENT", "bytes_sent"),
@@ -197,7 +219,10 @@ pub fn flows(flows: &[Value]) -> String {
     for flow in flows {
         let cell = |name: &str| match flow.get(name) {
             Some(Value::String(text)) => text.clone(),
-            Some(Value::Null) | None => "-".to_owned(),
+            Some(Value::Array(list)) if !list.is_empty() => {
+                list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
+            }
+            Some(Value::Null | Value::Array(_)) | None => "-".to_owned(),
             Some(other) => other.to_string(),
         };
         table.add_row(FLOW_COLUMNS.map(|(_, field)| cell(field)));

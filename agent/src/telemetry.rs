@@ -3,7 +3,9 @@
 use std::{error::Error, fmt};
 
 use clap::ValueEnum;
-use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, filter::ParseError, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -25,15 +27,22 @@ impl LogLevel {
     /// # Errors
     /// When the directives cannot be parsed; the filter stays as it was.
     pub fn set(&self, directives: &str) -> Result<(), String> {
-        let filter = EnvFilter::try_new(directives).map_err(|error| error.to_string())?;
+        let filter = filter(directives).map_err(|error| error.to_string())?;
         self.0.reload(filter).map_err(|error| error.to_string())
     }
+}
+
+/// A filter of these directives. The HTTP/2 library warns of every client that meets one of its limits, so a client could fill the
+/// log: that is counted, and said only to those who ask for it (`h2=warn`).
+fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("h2=error,{directives}"))
 }
 
 /// Starts logging to standard error. `WEFT_LOG` holds filter directives; the default is `info`.
 #[must_use]
 pub fn init_logging(format: LogFormat) -> LogLevel {
-    let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let asked = std::env::var("WEFT_LOG").ok().and_then(|directives| filter(&directives).ok());
+    let filter = asked.or_else(|| filter("info").ok()).unwrap_or_default();
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let writer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -56,5 +65,17 @@ impl fmt::Display for Chain<'_> {
             source = cause.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn library_of_http2_is_quiet_unless_asked() {
+        for (asked, expect) in [("info", "h2=error,info"), ("info,h2=warn", "h2=warn,info")] {
+            assert_eq!(filter(asked).unwrap().to_string(), expect);
+        }
     }
 }

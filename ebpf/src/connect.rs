@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use weft_abi::{
     Addr, DestKey, IPPROTO_TCP, PodConfig, STATS_CGROUP_BIT, SocketState, counter, derived, direction, limits,
-    pod_flags, ports, settings_flags, socket_kind, verdict,
+    pod_flags, settings_flags, socket_kind, verdict,
 };
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     cgroup_maps::{DESTINATIONS, HOST_PODS, SOCKETS},
     count, flows,
     maps::{PODS, SETTINGS},
+    redirect_port,
 };
 
 /// The connection goes on, to wherever the context's address now points.
@@ -267,15 +268,7 @@ fn redirect(ctx: &SockAddrContext, source: &Source<'_>, asked: Addr, port: u16) 
     state.original = asked;
     state.original_port = port;
 
-    // SAFETY: the context's socket is never null in this hook, and its fields are readable.
-    let bound_port = unsafe {
-        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        core::ptr::read_volatile(&raw const (*socket).src_port)
-    };
-    let first = ports::redirect_port(&asked.words_be, port, 0);
-    // A socket that is bound to that very port would connect to itself.
-    let redirected =
-        if bound_port == u32::from(first) { ports::redirect_port(&asked.words_be, port, 1) } else { first };
+    let redirected = redirect_port::pick(ctx, &own, &asked, port);
     // SAFETY: as in `decide_for`.
     count::pod(source.stats_key, |stats| unsafe { &raw mut (*stats).outbound_captured });
     Decision::Redirect(own, redirected)

@@ -138,12 +138,26 @@ pub struct ServicePort {
     pub port: u16,
     /// Name.
     pub name: String,
-    /// `http`, `tcp` or `detect`.
+    /// `http`, `http1`, `http2`, `tls`, `tcp` or `detect`.
     pub protocol: String,
+    /// If it is `detect`: what connections to it turned out to be so far, the most frequent first.
+    #[serde(default)]
+    pub detected: Vec<Detected>,
     /// Pods that take new connections.
     pub ready: usize,
     /// Pods that finish what they have.
     pub draining: usize,
+}
+
+/// What some connections to a port turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detected {
+    /// `http`, `http2`, `tls` or `tcp`.
+    pub protocol: String,
+    /// Who spoke first: `client` or `server`.
+    pub first: String,
+    /// How many connections.
+    pub connections: u64,
 }
 
 /// `GET /routes`: all routes of one Service port, in the order in which they are tried.

@@ -93,7 +93,7 @@ async fn admin(
 ) -> Reply {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/status") => json(&view::status(&shared)),
-        (&Method::GET, "/services") => json(&view::services(&shared)),
+        (&Method::GET, "/services") => json(&view::services(&shared, &shared.proxy.learnt().await)),
         (&Method::GET, "/routes") => json(&view::routes(&shared)),
         (&Method::GET, "/flows") => json(&shared.proxy.flows(limits::FLOW_ROWS_MAX).await),
         (&Method::POST, "/drain") => {

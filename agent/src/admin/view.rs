@@ -11,6 +11,7 @@ use weft_policy::{
     plan::{AppProtocol, Balance, OutboundPlan},
     view::PlanRule,
 };
+use weft_proxy::learnt::{LearntKey, LearntRow};
 
 use super::api;
 use crate::{capture::CaptureStats, pods::PodState, state::Shared};
@@ -142,17 +143,10 @@ fn object(object: &ObjectRef) -> api::Object {
     }
 }
 
-fn protocol(protocol: AppProtocol) -> String {
-    match protocol {
-        AppProtocol::Http => "http".to_owned(),
-        AppProtocol::Tcp => "tcp".to_owned(),
-        AppProtocol::Detect => "detect".to_owned(),
-    }
-}
-
-/// `GET /services`.
+/// `GET /services`, with what the workers have `learnt` of ports.
 #[must_use]
-pub fn services(shared: &Shared) -> Vec<api::Service> {
+pub fn services(shared: &Shared, learnt: &[LearntRow]) -> Vec<api::Service> {
+    let learnt: HashMap<_, _> = learnt.iter().map(|row| (&row.key, &row.seen)).collect();
     let compiler = shared.compiler();
     let ir = compiler.ir();
     ir.services
@@ -170,11 +164,21 @@ pub fn services(shared: &Shared) -> Vec<api::Service> {
                 .ports
                 .iter()
                 .map(|port| {
+                    let seen = learnt.get(&LearntKey::Service(service.key.clone(), port.port));
+                    let detected = seen.into_iter().flat_map(|seen| seen.iter());
                     let endpoints = ir.endpoints.get(&(service.key.clone(), port.port));
                     api::ServicePort {
                         port: port.port,
                         name: port.name.to_string(),
-                        protocol: protocol(port.protocol),
+                        protocol: port.protocol.as_str().to_owned(),
+                        detected: detected
+                            .filter(|_| port.protocol == AppProtocol::Detect)
+                            .map(|(seen, connections)| api::Detected {
+                                protocol: seen.protocol().to_owned(),
+                                first: seen.first().to_owned(),
+                                connections: *connections,
+                            })
+                            .collect(),
                         ready: endpoints.map_or(0, |set| servers(&set.ready)),
                         draining: endpoints.map_or(0, |set| servers(&set.draining)),
                     }
@@ -196,7 +200,7 @@ fn service_routes(plan: &OutboundPlan) -> api::ServiceRoutes {
         namespace: plan.service.namespace.to_string(),
         service: plan.service.name.to_string(),
         port: plan.port,
-        protocol: protocol(plan.protocol),
+        protocol: plan.protocol.as_str().to_owned(),
         routes: plan.rules().map(route).collect(),
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     io,
     net::IpAddr,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -67,6 +68,8 @@ pub struct PodAttachment {
 pub(crate) struct Attached {
     pub(crate) sockets: Arc<PodSockets>,
     pub(crate) config: PodConfig,
+    /// Where its network namespace was found; `None` for a host-network pod.
+    pub(crate) netns_path: Option<PathBuf>,
     /// More descriptors for its listeners, to be given to the next agent. Empty for host-network pods, which share theirs.
     pub(crate) listeners: Listeners,
 }
@@ -143,6 +146,20 @@ impl Capture {
             &attached.config,
         )?;
         Ok(())
+    }
+
+    /// Captured pods at whose path there is another network namespace by now: their sandbox was made anew. Nothing else tells; the
+    /// pod's object stays the same. A path that leads nowhere is no such case: the namespace may live on without a name.
+    #[must_use]
+    pub fn replaced_pods(&self) -> Vec<WorkloadId> {
+        let is_replaced = |attached: &Attached| {
+            let Some(path) = &attached.netns_path else { return false };
+            // The inode first, which is cheap: it cannot be given to another namespace while this one is held open here. While a
+            // runtime makes a namespace, its path is a plain file for a moment.
+            std::fs::metadata(path).is_ok_and(|found| found.ino() != attached.sockets.netns.inode())
+                && Netns::open(path, &self.home).is_ok_and(|netns| netns.cookie() != attached.config.netns_cookie)
+        };
+        self.attached.iter().filter(|(_, attached)| is_replaced(attached)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Changes what happens to a pod while the agent is gone.
@@ -236,7 +253,8 @@ impl Capture {
         let sockets = PodSockets { pod: Arc::clone(&pod), netns: netns.clone(), inbound: true, cgroup_id: 0, diag };
         let sockets = Arc::new(sockets);
         self.sockets.insert(&sockets);
-        self.attached.insert(spec.id.clone(), Attached { sockets, config, listeners: kept });
+        let netns_path = spec.netns.clone();
+        self.attached.insert(spec.id.clone(), Attached { sockets, config, netns_path, listeners: kept });
         let connections_before = config.connections_before;
         Ok(PodAttachment { listeners: pod_listeners(pod, listeners), connections_before, adopted })
     }
@@ -305,7 +323,9 @@ impl Capture {
         };
         let sockets = Arc::new(sockets);
         self.sockets.insert(&sockets);
-        self.attached.insert(spec.id.clone(), Attached { sockets, config, listeners: Listeners::default() });
+        let listeners_of_host = Listeners::default();
+        let attached = Attached { sockets, config, netns_path: None, listeners: listeners_of_host };
+        self.attached.insert(spec.id.clone(), attached);
         // Which of the host's connections are a pod's cannot be told afterwards.
         Ok(PodAttachment { listeners: pod_listeners(pod, listeners), connections_before: 0, adopted })
     }

@@ -97,10 +97,18 @@ impl Programs {
 
     /// Loads the cgroup programs and attaches each, or puts it into the link that is already pinned.
     pub(crate) fn attach_cgroups(&mut self, pins: &Pins, cgroups: &Cgroups) -> Result<(), CaptureError> {
-        let mut object = load(&mut self.loader, "weft-cgroup", CGROUP.ok_or(CaptureError::NoObject)?)?;
+        self.attach_object(CGROUP.ok_or(CaptureError::NoObject)?, pins, cgroups)
+    }
+
+    fn attach_object(&mut self, object: &[u8], pins: &Pins, cgroups: &Cgroups) -> Result<(), CaptureError> {
+        let mut object = load(&mut self.loader, "weft-cgroup", object)?;
+        // All before any is attached: a kernel that lacks the last one is left as it was.
         for hook in &CGROUP_HOOKS {
             let program = object.program_mut(hook.program).ok_or_else(|| missing_program(hook.program))?;
             load_program(program).map_err(|source| missing_hook(hook.hook, hook.needs, source))?;
+        }
+        for hook in &CGROUP_HOOKS {
+            let program = object.program_mut(hook.program).ok_or_else(|| missing_program(hook.program))?;
             let cgroup = if hook.at_root { &cgroups.root } else { cgroups.connect() };
             attach_or_adopt(program, cgroup, &pins.link(hook.program)).map_err(|source| CaptureError::Kernel {
                 action: format!("attach {} to cgroup {}", hook.program, cgroup.path.display()),
@@ -260,4 +268,67 @@ pub(crate) fn netns_exists(pins: &Pins, cookie: u64) -> bool {
     bpf::open_pinned(&pins.lookup_link(cookie))
         .and_then(|link| bpf::link_info(link.as_fd()))
         .is_ok_and(|info| info.netns_inode() != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel's verifier says to a helper that it does not know is the same for one that was never there and one that is
+    /// younger than the kernel.
+    const NO_HELPER: i32 = 100_000;
+    /// `BPF_JMP | BPF_CALL`, linux/bpf.h.
+    const CALL: u8 = 0x85;
+    /// `bpf_set_retval`, linux/bpf.h `enum bpf_func_id`.
+    const SET_RETVAL: i32 = 187;
+
+    /// The cgroup object, calling a helper of the future.
+    fn from_the_future(object: &[u8]) -> Vec<u8> {
+        let mut object = object.to_vec();
+        let mut calls = 0;
+        for instruction in object.chunks_exact_mut(8) {
+            if instruction[..4] == [CALL, 0, 0, 0] && instruction[4..] == SET_RETVAL.to_le_bytes() {
+                instruction[4..].copy_from_slice(&NO_HELPER.to_le_bytes());
+                calls += 1;
+            }
+        }
+        assert!(calls >= 2, "both connect programs call it");
+        object
+    }
+
+    /// Gone with its value.
+    struct Dirs {
+        pins: Pins,
+        cgroup: std::path::PathBuf,
+    }
+
+    impl Drop for Dirs {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(self.pins.root()).ok();
+            std::fs::remove_dir(&self.cgroup).ok();
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_a_helper_is_refused_by_hook_and_version_and_left_as_it_was() {
+        let Some(object) = CGROUP.filter(|_| rustix::process::geteuid().is_root()) else { return };
+        let tag = format!("weft-unit-{}", std::process::id());
+        let root = Cgroups::find(None).expect("a cgroup2 hierarchy").root.path;
+        let dirs = Dirs { pins: Pins::new(&Path::new("/sys/fs/bpf").join(&tag)), cgroup: root.join(&tag) };
+        std::fs::create_dir(&dirs.cgroup).expect("cgroup");
+        let cgroups = Cgroups::find(Some(&dirs.cgroup)).expect("cgroups");
+        let mut programs = Programs::new(&dirs.pins).expect("the look-up object");
+        probe::bpf_fs(dirs.pins.root()).expect("a BPF file system");
+        dirs.pins.create().expect("made");
+
+        let error = programs.attach_object(&from_the_future(object), &dirs.pins, &cgroups).expect_err("no such helper");
+        assert!(matches!(error, CaptureError::MissingHook { .. }), "{error:?}");
+        let text = error.to_string();
+        for part in ["cgroup/connect4 with bpf_set_retval", "5.18", &probe::kernel_release()] {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+        assert!(hooks(&dirs.pins, &cgroups, std::iter::empty()).iter().all(|hook| hook.program_id == 0), "attached");
+        // The same object as it is, on the same kernel.
+        programs.attach_object(object, &dirs.pins, &cgroups).expect("attached");
+    }
 }

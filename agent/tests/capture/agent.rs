@@ -20,12 +20,18 @@ use crate::world::SOON;
 pub(crate) struct Worker {
     pub(crate) pod: Arc<LocalPod>,
     /// Connections that came out of the inbound listeners.
-    pub(crate) inbound: Arc<AtomicU64>,
+    inbound: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Worker {
+    /// Connections that came out of the inbound listeners. Exact, unlike the kernel's counters of look-ups: a late segment for a
+    /// connection that is gone is looked up too.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.inbound.load(Ordering::Relaxed)
+    }
+
     /// Attaches a pod and serves it: outbound connections are answered with where they were going, inbound ones are passed on to the
     /// application with the client's address.
     pub(crate) fn attach(capture: &mut Capture, spec: &PodSpec) -> Self {

@@ -15,12 +15,13 @@ fn the_application_sees_the_client_through_the_agent() {
     let Some(world) = World::new() else { return };
     world.b.serve(8080);
     let mut capture = world.open();
-    let _worker = Worker::attach(&mut capture, &world.b.spec());
+    let worker = Worker::attach(&mut capture, &world.b.spec());
     for (to, client) in [(world.b.v4, world.a.v4), (world.b.v6, world.a.v6)] {
         let said = world.a.ask(SocketAddr::new(to, 8080)).expect("answer");
         assert_eq!(said, format!("app sees {client}"));
     }
-    assert_eq!(stats(&capture, &world.b).inbound_captured, 2);
+    assert_eq!(worker.accepted(), 2);
+    assert!(stats(&capture, &world.b).inbound_captured >= 2);
     assert_eq!(stats(&capture, &world.b).inbound_direct, 0);
     wait_until("no bypass is left", || fill(&capture, "BYPASS") == 0);
 }
@@ -33,7 +34,7 @@ fn a_link_local_address_is_no_way_round() {
     // The pod does not even have IPv6, as far as the API knows.
     let mut spec = world.b.spec();
     spec.ips.truncate(1);
-    let _worker = Worker::attach(&mut capture, &spec);
+    let worker = Worker::attach(&mut capture, &spec);
     let link_local = world.b.ip("-6 -o addr show dev eth0 scope link");
     let address =
         link_local.split_whitespace().find_map(|word| word.strip_suffix("/64")).expect("link-local address").to_owned();
@@ -44,7 +45,8 @@ fn a_link_local_address_is_no_way_round() {
     let said = world.a.ask(to.into()).expect("answer");
     // An answer to the client's own address could not be routed back to the agent.
     assert_eq!(said, format!("app sees {address}"));
-    assert_eq!(stats(&capture, &world.b).inbound_captured, 1);
+    assert_eq!(worker.accepted(), 1);
+    assert!(stats(&capture, &world.b).inbound_captured >= 1);
 }
 
 #[test]
@@ -63,13 +65,13 @@ fn the_agents_own_dial_between_two_pods_passes_by_its_listener() {
         drop(stream);
         wait_until("no bypass is left", || fill(&capture, "BYPASS") == 0);
     }
-    assert_eq!(stats(&capture, &world.b).inbound_captured, 0);
+    assert_eq!(b.accepted(), 0);
     // Without the word that it is the agent's, the same dial arrives as ordinary traffic.
     let to = SocketAddr::new(world.b.v4, 8080);
     let (stream, _lease) =
         connect(&capture.sockets(), &Dial::Outbound { source: &a.pod, to, to_workload: None }).expect("dialled");
     assert_eq!(read_line(&stream).expect("answer"), format!("app sees {}", world.a.v4));
-    assert_eq!(stats(&capture, &world.b).inbound_captured, 1);
+    assert_eq!(b.accepted(), 1);
 }
 
 #[test]
@@ -135,7 +137,7 @@ fn the_node_itself_is_not_captured_and_counted() {
     let Some(world) = World::new() else { return };
     world.b.serve(8080);
     let mut capture = world.open();
-    let _worker = Worker::attach(&mut capture, &world.b.spec());
+    let worker = Worker::attach(&mut capture, &world.b.spec());
     for (to, node) in [(world.b.v4, world.node_v4), (world.b.v6, world.node_v6)] {
         let stream = TcpStream::connect_timeout(&SocketAddr::new(to, 8080), SOON).expect("connected");
         assert_eq!(read_line(&stream).expect("answer"), format!("app sees {node}"));
@@ -144,7 +146,9 @@ fn the_node_itself_is_not_captured_and_counted() {
         wait_until("no node flow is left", || fill(&capture, "NODE_FLOWS") == 0);
     }
     let stats = stats(&capture, &world.b);
-    assert_eq!((stats.inbound_node, stats.inbound_captured, stats.inbound_direct), (2, 0, 0));
+    assert_eq!(worker.accepted(), 0);
+    assert!(stats.inbound_node >= 2, "{stats:?}");
+    assert_eq!(stats.inbound_direct, 0);
 }
 
 #[test]

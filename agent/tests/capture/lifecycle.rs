@@ -54,9 +54,9 @@ fn a_released_pod_is_as_it_was() {
         assert_eq!(fill(&capture, map), 0, "{map}");
     }
     // And it can be captured again.
-    let _worker = Worker::attach(&mut capture, &world.b.spec());
+    let worker = Worker::attach(&mut capture, &world.b.spec());
     world.a.ask(SocketAddr::new(world.b.v4, 8080)).expect("answer");
-    assert_eq!(stats(&capture, &world.b).inbound_captured, 1);
+    assert_eq!(worker.accepted(), 1);
 }
 
 #[test]
@@ -148,6 +148,34 @@ fn an_agent_forgets_pods_whose_namespace_went_while_it_was_down() {
     assert_eq!(world.b.sysctl("net/ipv4/tcp_fwmark_accept"), "0");
     assert!(!world.b.ip("rule").contains("0x77656674"));
     assert_eq!(capture.release_unclaimed().expect("nothing left"), 0);
+}
+
+#[test]
+fn a_namespace_that_is_made_anew_under_its_name_is_told() {
+    let Some(world) = World::new() else { return };
+    let mut capture = world.open();
+    let workers = [&world.a, &world.b].map(|pod| Worker::attach(&mut capture, &pod.spec()));
+    assert_eq!(capture.replaced_pods(), []);
+    run("ip", &format!("netns del {}", world.a.name));
+    assert_eq!(capture.replaced_pods(), [], "a name that is gone tells nothing");
+    // As for a moment while a runtime makes one.
+    fs::write(&world.a.netns, "").expect("written");
+    assert_eq!(capture.replaced_pods(), []);
+    fs::remove_file(&world.a.netns).expect("removed");
+    run("ip", &format!("netns add {}", world.a.name));
+    assert_eq!(capture.replaced_pods(), [world.a.id()]);
+    // What was captured can be released, and what is there now is captured once it has the pod's addresses.
+    capture.release_pod(&world.a.id()).expect("released");
+    drop(workers);
+    assert_eq!(capture.replaced_pods(), []);
+    let error = capture.attach_pod(&world.a.spec(), &mut Vec::new()).expect_err("no address yet");
+    assert_eq!(error.reason(), "address_not_in_netns");
+    world.a.ip("link set lo up");
+    world.a.ip(&format!("addr add {}/24 dev lo", world.a.v4));
+    world.a.ip(&format!("-6 addr add {}/64 dev lo nodad", world.a.v6));
+    let attachment = capture.attach_pod(&world.a.spec(), &mut Vec::new()).expect("attached");
+    assert!(!attachment.adopted);
+    assert_eq!((capture.replaced_pods(), fill(&capture, "PODS")), (vec![], 2));
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn thousands_of_mixed_connections_leave_nothing_behind() {
     let of_a = stats(&capture, &world.a);
     assert_eq!((of_a.outbound_captured, of_a.outbound_direct), (each_way, 0));
     // Those of the pod's own, and not one of the agent's.
-    let accepted = [&a, &b].map(|worker| worker.inbound.load(std::sync::atomic::Ordering::Relaxed));
+    let accepted = [&a, &b].map(|worker| worker.accepted());
     assert_eq!(accepted, [0, each_way]);
     let of_b = stats(&capture, &world.b);
     // A segment for a connection that is gone is looked up too, and counted; on a slow machine that happens often.

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Socket, Type};
 use weft_abi::{DestVerdict, verdict};
 use weft_agent::capture::{Capture, convert::dest_key};
 use weft_proxy::socket::{Dial, FlowSource};
@@ -22,7 +21,8 @@ pub(crate) fn set(capture: &mut Capture, to: SocketAddr, verdict: u32) {
     capture.set_destinations([(key, Some(DestVerdict { verdict, pad: 0 }))]).expect("destination set");
 }
 
-fn mapped(to: SocketAddr) -> SocketAddr {
+/// An IPv4 address as a socket of IPv6 has it.
+pub(crate) fn mapped(to: SocketAddr) -> SocketAddr {
     let IpAddr::V4(v4) = to.ip() else { panic!("an IPv4 address") };
     SocketAddr::new(v4.to_ipv6_mapped().into(), to.port())
 }
@@ -118,71 +118,6 @@ fn a_denied_destination_is_refused_at_once() {
     }
     assert_eq!(world.a.ask(mapped(world.vip4(80))).expect_err("denied").kind(), io::ErrorKind::ConnectionRefused);
     assert_eq!(capture.stats().pods[0].1.outbound_denied, 3);
-}
-
-#[test]
-fn a_mark_is_no_authority() {
-    let Some(world) = World::new() else { return };
-    let mut capture = world.open();
-    let _worker = Worker::attach(&mut capture, &world.a.spec());
-    set(&mut capture, world.vip4(80), verdict::PROXY);
-    for mark in [weft_abi::TRANSPARENT_MARK, 1, u32::MAX] {
-        let said = world.a.run(|| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-            socket.set_mark(mark).expect("marked");
-            socket.connect_timeout(&world.vip4(80).into(), SOON).expect("connected");
-            read_line(&socket.into()).expect("answer")
-        });
-        assert!(said.starts_with("agent: "), "{said}");
-    }
-}
-
-#[test]
-fn a_socket_that_connects_again_is_judged_again() {
-    let Some(world) = World::new() else { return };
-    world.b.serve(8080);
-    let mut capture = world.open();
-    let _worker = Worker::attach(&mut capture, &world.a.spec());
-    let direct = SocketAddr::new(world.b.v4, 8080);
-    for to in [world.vip4(80), world.vip4(81)] {
-        set(&mut capture, to, verdict::PROXY);
-    }
-    world.a.run(|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-        let name = &world.a.name;
-        for (to, expected) in [
-            (world.vip4(80), format!("agent: {name} asked for {}", world.vip4(80))),
-            (direct, format!("app sees {}", world.a.v4)),
-            (world.vip4(81), format!("agent: {name} asked for {}", world.vip4(81))),
-        ] {
-            socket.connect(&to.into()).expect("connected");
-            let stream = TcpStream::from(socket.try_clone().expect("another descriptor"));
-            assert_eq!(stream.peer_addr().expect("peer"), to);
-            assert_eq!(read_line(&stream).expect("answer"), expected);
-            // An address of family AF_UNSPEC dissolves the association (connect(2)).
-            rustix::net::connect_unspec(&socket).expect("disconnected");
-        }
-    });
-    wait_until("no entry is left", || fill(&capture, "CAPTURED") == 0);
-}
-
-#[test]
-fn a_client_that_is_bound_to_the_redirect_port_does_not_meet_itself() {
-    let Some(world) = World::new() else { return };
-    let mut capture = world.open();
-    let _worker = Worker::attach(&mut capture, &world.a.spec());
-    let to = world.vip4(80);
-    set(&mut capture, to, verdict::PROXY);
-    let words = weft_agent::capture::convert::addr(to.ip()).words_be;
-    let port = weft_abi::ports::redirect_port(&words, to.port(), 0);
-    let said = world.a.run(|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-        socket.set_reuse_address(true).expect("reuse");
-        socket.bind(&SocketAddr::new(world.a.v4, port).into()).expect("bound");
-        socket.connect_timeout(&to.into(), SOON).expect("connected");
-        read_line(&socket.into()).expect("answer")
-    });
-    assert!(said.ends_with(&to.to_string()), "{said}");
 }
 
 #[test]

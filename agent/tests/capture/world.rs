@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -22,6 +22,9 @@ use weft_policy::names::WorkloadId;
 /// One world at a time: they share the machine's interface names and the process's cgroup.
 static ONE: Mutex<()> = Mutex::new(());
 static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Set where it counts: a test that cannot run fails.
+const MUST_RUN: &str = "WEFT_CAPTURE_MUST_RUN";
 
 /// How long anything may take that has no reason to take any time.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
@@ -158,12 +161,16 @@ pub(crate) struct World {
 impl World {
     /// `None` where these tests cannot run.
     pub(crate) fn new() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: needs root");
-            return None;
-        }
-        if !weft_agent::capture::built() {
-            eprintln!("SKIPPED: the agent was built without its BPF object, run `cargo xtask build-ebpf`");
+        let why_not = if !rustix::process::geteuid().is_root() {
+            Some("needs root")
+        } else if !weft_agent::capture::built() {
+            Some("the agent was built without its BPF objects, run `cargo xtask build-ebpf`")
+        } else {
+            None
+        };
+        if let Some(why_not) = why_not {
+            assert!(std::env::var_os(MUST_RUN).is_none(), "{why_not}");
+            eprintln!("SKIPPED: {why_not}");
             return None;
         }
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,26 +212,41 @@ impl World {
     fn build(&self, slot: u8) {
         let bridge = &self.bridge;
         // A fixed address: a bridge takes another one when ports come and go, and the pods lose traffic.
-        run("ip", &format!("link add {bridge} address 02:00:00:00:00:{slot:02x} type bridge"));
-        run("ip", &format!("addr add {}/24 dev {bridge}", self.node_v4));
-        run("ip", &format!("-6 addr add {}/64 dev {bridge} nodad", self.node_v6));
-        run("ip", &format!("link set {bridge} up"));
-        // Nobody's addresses: not even a connection that escapes capture may leave the machine.
-        run("ip", &format!("route add unreachable {}/32", self.vip4(0).ip()));
-        run("ip", &format!("-6 route add unreachable {}/128", self.vip6(0).ip()));
+        let mut node = format!(
+            "link add {bridge} address 02:00:00:00:00:{slot:02x} type bridge
+             addr add {}/24 dev {bridge}
+             addr add {}/64 dev {bridge} nodad
+             link set {bridge} up\n",
+            self.node_v4, self.node_v6
+        );
+        for vip in [self.vip4(0).ip(), self.vip6(0).ip()] {
+            // Nobody's addresses: not even a connection that escapes capture may leave the machine.
+            node.push_str(&format!("route add unreachable {vip}\n"));
+        }
         for (pod, end) in [(&self.a, "a"), (&self.b, "b")] {
-            let (name, host_end) = (&pod.name, format!("{bridge}{end}"));
-            run("ip", &format!("netns add {name}"));
-            run("ip", &format!("link add {host_end} type veth peer name eth0 netns {name}"));
-            run("ip", &format!("link set {host_end} master {bridge} up"));
-            run("ip", &format!("-n {name} addr add {}/24 dev eth0", pod.v4));
-            run("ip", &format!("-n {name} -6 addr add {}/64 dev eth0 nodad", pod.v6));
+            node.push_str(&format!(
+                "netns add {name}
+                 link add {bridge}{end} type veth peer name eth0 netns {name}
+                 link set {bridge}{end} master {bridge} up\n",
+                name = pod.name
+            ));
+        }
+        batch(None, &node);
+        for pod in [&self.a, &self.b] {
             // Link-local addresses are there at once.
             pod.run(|| fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").expect("sysctl"));
-            run("ip", &format!("-n {name} link set eth0 up"));
-            run("ip", &format!("-n {name} link set lo up"));
-            run("ip", &format!("-n {name} route add default via {}", self.node_v4));
-            run("ip", &format!("-n {name} -6 route add default via {}", self.node_v6));
+            batch(
+                Some(&pod.name),
+                &format!(
+                    "addr add {}/24 dev eth0
+                     addr add {}/64 dev eth0 nodad
+                     link set eth0 up
+                     link set lo up
+                     route add default via {}
+                     route add default via {}\n",
+                    pod.v4, pod.v6, self.node_v4, self.node_v6
+                ),
+            );
         }
         for pod in [&self.a, &self.b] {
             // The link is up when its address can be reached.
@@ -270,6 +292,17 @@ impl World {
         self.config.cgroup_root.as_deref().expect("set")
     }
 
+    /// Where programs find a cgroup of all pods, once there is one.
+    pub(crate) fn pods_cgroup(&self) -> PathBuf {
+        self.cgroup().join("kubepods")
+    }
+
+    /// Makes a cgroup of all pods, and moves this process into it.
+    pub(crate) fn enter_pods_cgroup(&self) {
+        fs::create_dir(self.pods_cgroup()).expect("cgroup");
+        fs::write(self.pods_cgroup().join("cgroup.procs"), std::process::id().to_string()).expect("joined the cgroup");
+    }
+
     /// An address that nobody has, as a Service's.
     pub(crate) fn vip4(&self, port: u16) -> SocketAddr {
         let IpAddr::V4(node) = self.node_v4 else { unreachable!("an IPv4 address") };
@@ -288,19 +321,21 @@ impl Drop for World {
         if let Err(error) = cleanup(&self.config) {
             eprintln!("cleanup: {error}");
         }
-        for pod in [&self.a, &self.b] {
-            let _gone = Command::new("ip").args(["netns", "del", &pod.name]).output();
-        }
         // A namespace lives on while an application's thread listens in it; its link must not.
-        for link in [format!("{}a", self.bridge), format!("{}b", self.bridge), self.bridge.clone()] {
-            let _gone = Command::new("ip").args(["link", "del", &link]).output();
+        let bridge = &self.bridge;
+        let mut gone = format!("link del {bridge}a\nlink del {bridge}b\nlink del {bridge}\n");
+        for pod in [&self.a, &self.b] {
+            gone.push_str(&format!("netns del {}\n", pod.name));
         }
         for vip in [self.vip4(0).ip(), self.vip6(0).ip()] {
-            let _gone = Command::new("ip").args(["route", "del", "unreachable", &vip.to_string()]).output();
+            gone.push_str(&format!("route del unreachable {vip}\n"));
         }
+        // What is gone already is no reason to leave the rest.
+        let _gone = ip_batch(&["-force"], &gone);
         let _gone = fs::remove_dir_all(&self.config.bpf_dir);
         let _left = fs::write(self.cgroup_home.join("cgroup.procs"), std::process::id().to_string());
-        for dir in [self.cgroup().join("host-pod"), self.cgroup().to_owned()] {
+        let below = ["host-pod", "kubepods/pod1", "kubepods"].map(|name| self.cgroup().join(name));
+        for dir in below.into_iter().chain([self.cgroup().to_owned()]) {
             let until = Instant::now() + SOON;
             // A process that just ended keeps its cgroup for a moment.
             while dir.exists() && fs::remove_dir(&dir).is_err() && Instant::now() < until {
@@ -324,6 +359,21 @@ fn enter_cgroup(tag: &str) -> (PathBuf, PathBuf) {
     fs::create_dir_all(&cgroup).expect("cgroup");
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joined the cgroup");
     (cgroup, home)
+}
+
+/// Runs commands of ip in one process, in a namespace: a process for each takes most of a test's time on an emulated machine.
+fn batch(netns: Option<&str>, commands: &str) {
+    let arguments: Vec<&str> = netns.into_iter().flat_map(|netns| ["-n", netns]).collect();
+    let output = ip_batch(&arguments, commands);
+    assert!(output.status.success(), "ip: {}\n{commands}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn ip_batch(arguments: &[&str], commands: &str) -> std::process::Output {
+    let mut ip = Command::new("ip");
+    ip.args(arguments).args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = ip.spawn().expect("ip");
+    child.stdin.take().expect("a pipe").write_all(commands.as_bytes()).expect("written");
+    child.wait_with_output().expect("ip")
 }
 
 pub(crate) fn run(program: &str, arguments: &str) {

@@ -18,3 +18,6 @@ pub const LISTENERS_MAX: u32 = 4 * PODS_MAX;
 pub const CGROUP_DEPTH_MAX: u32 = 8;
 /// Age at which the agent's heartbeat counts as missing: nanoseconds.
 pub const HEARTBEAT_MAX_AGE_NS: u64 = 5_000_000_000;
+/// Redirect ports that are tried for a socket whose own port is shared with other connections, before it goes to one that it has already
+/// and the kernel refuses. With 100 destinations from one port a second try is needed for every tenth, a third for every hundredth.
+pub const REDIRECT_TRIES_MAX: u16 = 8;

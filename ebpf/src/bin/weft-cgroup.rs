@@ -21,6 +21,8 @@ mod flows;
 mod getpeername;
 #[path = "../maps.rs"]
 mod maps;
+#[path = "../redirect_port.rs"]
+mod redirect_port;
 #[path = "../runtime.rs"]
 mod runtime;
 #[path = "../sock_ops.rs"]
