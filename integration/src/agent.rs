@@ -267,6 +267,16 @@ impl Agent {
         Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
+    /// Connections that the agent took at the inbound listeners of its pods. Exact, unlike the kernel's counters of look-ups: a late
+    /// segment for a connection that is gone is looked up too.
+    ///
+    /// # Errors
+    /// As [`metrics`](Self::metrics).
+    pub fn inbound_connections(&self) -> Result<u64> {
+        // Counters are whole numbers, exact far beyond what a test makes.
+        Ok(self.metric("weft_connections_total", &["direction=\"inbound\""])? as u64)
+    }
+
     /// Sends a signal.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ pub mod node;
 pub mod objects;
 pub mod pod;
 pub mod process;
+pub mod programs;
 pub mod shop;
 pub mod slot;
 pub mod status;

@@ -140,22 +140,43 @@ impl Node {
         if number > limits::PODS_MAX {
             bail!("a node of the harness has at most {} pods", limits::PODS_MAX);
         }
-        let host_part = u8::try_from(number).context("pod number")?;
+        self.pod_at(spec, number, number)
+    }
+
+    /// Adds another pod with the addresses of `pod`, which goes first: processes, namespace and link. Its name may be the same.
+    ///
+    /// # Errors
+    /// As [`pod`](Self::pod).
+    pub fn pod_in_place_of(&self, pod: Pod, spec: PodSpec) -> Result<Pod> {
+        let link = pod.link();
+        drop(pod);
+        self.disconnect(link)?;
+        let number = self.inner.pods.fetch_add(1, Ordering::Relaxed) + 1;
+        self.pod_at(spec, number, link)
+    }
+
+    fn pod_at(&self, spec: PodSpec, number: u32, link: u32) -> Result<Pod> {
+        let host_part = u8::try_from(link).context("pod number")?;
         let cgroup = self.inner.cgroup.join("kubepods").join(format!("pod{}", Pod::uid_of(number)));
         std::fs::create_dir_all(&cgroup).with_context(|| format!("cannot create {}", cgroup.display()))?;
         if spec.host_network {
             let addresses = (NODE_IPV4, NODE_IPV6);
-            return Ok(Pod::new(self.clone(), spec, number, None, addresses, cgroup));
+            return Ok(Pod::new(self.clone(), spec, (number, link), None, addresses, cgroup));
         }
         let addresses =
             (Ipv4Addr::new(10, 77, 0, host_part), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(host_part)));
         let namespace = Namespace::create(&format!("{}{}", self.prefix(), spec.name))?;
-        self.connect(&namespace, number, addresses)?;
-        Ok(Pod::new(self.clone(), spec, number, Some(namespace), addresses, cgroup))
+        self.connect(&namespace, link, addresses)?;
+        Ok(Pod::new(self.clone(), spec, (number, link), Some(namespace), addresses, cgroup))
+    }
+
+    /// Takes a pod's link away, as the network plugin does when a sandbox ends: somebody may still hold its namespace.
+    pub(crate) fn disconnect(&self, link: u32) -> Result<()> {
+        self.namespace().ip(&format!("link del pod{link}\n"))
     }
 
     /// Connects a pod's namespace by a veth pair, and routes its addresses there.
-    fn connect(&self, pod: &Namespace, number: u32, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> Result<()> {
+    pub(crate) fn connect(&self, pod: &Namespace, number: u32, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> Result<()> {
         let device = format!("pod{number}");
         let mut node_side = String::new();
         writeln!(node_side, "link add {device} type veth peer name eth0 netns {}", pod.name())?;

@@ -77,6 +77,8 @@ pub struct Pod {
     namespace: Option<Namespace>,
     node: Node,
     spec: PodSpec,
+    /// What its link and its addresses are numbered by; see [`Node::pod_in_place_of`].
+    link: u32,
     uid: String,
     ipv4: Ipv4Addr,
     ipv6: Ipv6Addr,
@@ -97,16 +99,35 @@ impl Pod {
     pub(crate) fn new(
         node: Node,
         spec: PodSpec,
-        number: u32,
+        (number, link): (u32, u32),
         namespace: Option<Namespace>,
         (ipv4, ipv6): (Ipv4Addr, Ipv6Addr),
         cgroup: PathBuf,
     ) -> Self {
-        Self { cgroup: Cgroup(cgroup), namespace, node, spec, uid: Self::uid_of(number), ipv4, ipv6 }
+        Self { cgroup: Cgroup(cgroup), namespace, node, spec, link, uid: Self::uid_of(number), ipv4, ipv6 }
     }
 
     pub(crate) fn uid_of(number: u32) -> String {
         format!("00000000-0000-4000-8000-{number:012}")
+    }
+
+    pub(crate) fn link(&self) -> u32 {
+        self.link
+    }
+
+    /// Kills the pod's processes and deletes its network namespace, and gives it a new one with the same name and addresses: what a
+    /// container runtime does when a sandbox has died. The object stays as it was.
+    ///
+    /// # Errors
+    /// When the pod is in the node's namespace, or the kernel refuses.
+    pub fn recreate_sandbox(&mut self) -> Result<()> {
+        slot::end_processes(&self.cgroup.0)?;
+        let name = self.namespace.take().context("a host-network pod has no sandbox")?.name().to_owned();
+        self.node.disconnect(self.link)?;
+        let namespace = Namespace::create(&name)?;
+        self.node.connect(&namespace, self.link, (self.ipv4, self.ipv6))?;
+        self.namespace = Some(namespace);
+        Ok(())
     }
 
     /// Name.

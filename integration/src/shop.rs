@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -61,12 +62,21 @@ impl WebPod {
     }
 }
 
+/// A pod with a program in it that is not the test application.
+#[derive(Debug)]
+struct Program {
+    // Ended before its pod.
+    process: Process,
+    pod: Pod,
+}
+
 /// The shop. Services are numbered from 1 in the order in which they are added; see [`cluster_ips`].
 #[derive(Debug)]
 pub struct Shop {
     agent: Option<Agent>,
     /// Servers.
     pub web: Vec<WebPod>,
+    programs: Vec<Program>,
     /// The client, without any application of its own.
     pub client: Pod,
     /// What the agent reads.
@@ -87,7 +97,7 @@ impl Shop {
         let client = node.pod(PodSpec::new(NAMESPACE, "client"))?;
         manifests.put(&meshed_namespace_failing(NAMESPACE, fail_mode))?;
         manifests.put_pod(&client)?;
-        Ok(Self { agent: None, web: Vec::new(), client, manifests, node, services: Vec::new() })
+        Ok(Self { agent: None, web: Vec::new(), programs: Vec::new(), client, manifests, node, services: Vec::new() })
     }
 
     /// With servers v1-1 to v1-n and v2-1 to v2-m, and the Services `web` (all), `web-v1` and `web-v2`; no agent.
@@ -141,6 +151,34 @@ impl Shop {
         self.manifests.put(&object)
     }
 
+    /// Adds a pod with any program in it, and a Service of the same name. `start` gets a directory for the program's files.
+    ///
+    /// # Errors
+    /// When the program does not come up, or the kernel refuses.
+    pub fn add_program(
+        &mut self,
+        name: &str,
+        ports: &[ServicePort],
+        start: impl FnOnce(&Pod, &Path) -> Result<Process>,
+    ) -> Result<()> {
+        let pod = self.node.pod(PodSpec::new(NAMESPACE, name).label("app", name))?;
+        let process = start(&pod, &self.node.state_dir().join(name))?;
+        self.manifests.put_pod(&pod)?;
+        self.programs.push(Program { process, pod });
+        self.services.push(name.to_owned());
+        let number = u8::try_from(self.services.len()).context("too many Services")?;
+        self.manifests.put(&service(NAMESPACE, name, &[("app", name)], &cluster_ips(number), ports))
+    }
+
+    /// A program that [`add_program`](Self::add_program) started, and its pod.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn program(&self, name: &str) -> Result<(&Process, &Pod)> {
+        let program = self.programs.iter().find(|program| program.pod.name() == name);
+        program.map(|program| (&program.process, &program.pod)).with_context(|| format!("no program {name}"))
+    }
+
     /// Lets kube-proxy's stand-in follow, starts an agent and waits until all pods are captured.
     ///
     /// # Errors
@@ -156,7 +194,8 @@ impl Shop {
     pub fn start_with(&mut self, options: AgentOptions) -> Result<()> {
         self.node.sync_kube_proxy(&self.manifests)?;
         let agent = self.agent.insert(Agent::start_with(&self.node, &self.manifests, options)?);
-        for pod in self.web.iter().map(|web| &web.pod).chain([&self.client]) {
+        let programs = self.programs.iter().map(|program| &program.pod);
+        for pod in self.web.iter().map(|web| &web.pod).chain(programs).chain([&self.client]) {
             agent.wait_captured(NAMESPACE, pod.name())?;
         }
         Ok(())

@@ -173,13 +173,18 @@ pub(crate) fn remove_cgroup(dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Ok(());
     }
+    end_processes(dir)?;
+    remove_cgroup_dirs(dir)
+}
+
+/// Kills everything in a cgroup and waits for its end.
+pub(crate) fn end_processes(dir: &Path) -> Result<()> {
     fs::write(dir.join("cgroup.kill"), "1")
         .with_context(|| format!("cannot kill the processes of {}", dir.display()))?;
     wait::until(&format!("the processes of {} to end", dir.display()), limits::KILL_TIMEOUT, || {
         let events = fs::read_to_string(dir.join("cgroup.events"))?;
         Ok(events.lines().any(|line| line == "populated 0").then_some(()))
-    })?;
-    remove_cgroup_dirs(dir)
+    })
 }
 
 fn remove_cgroup_dirs(dir: &Path) -> Result<()> {

@@ -197,8 +197,22 @@ pub struct Port {
     pub port: u16,
     /// What it speaks.
     pub protocol: String,
+    /// What connections to it turned out to be, if that is not said.
+    #[serde(default)]
+    pub detected: Vec<Detected>,
     /// Endpoints that take new connections.
     pub ready: usize,
     /// Endpoints that finish what they have.
     pub draining: usize,
+}
+
+/// What some connections to a port turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Detected {
+    /// What they speak.
+    pub protocol: String,
+    /// Who spoke first: `client` or `server`.
+    pub first: String,
+    /// How many there were.
+    pub connections: u64,
 }

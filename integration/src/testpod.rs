@@ -8,6 +8,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 pub mod control;
+pub mod flood;
+pub mod frames;
 pub mod http_server;
 pub mod load;
 pub mod talk;

@@ -58,13 +58,12 @@ fn check_gone(shop: &Shop, outsider: &Pod, fail_mode: &str) -> Result<()> {
 
 fn check_back(shop: &Shop, outsider: &Pod) -> Result<()> {
     let before = shop.agent()?.pod_stats(NAMESPACE, "client")?;
-    let inbound_before = shop.agent()?.pod_stats(NAMESPACE, "v1-1")?;
+    let inbound_before = shop.agent()?.inbound_connections()?;
     assert_served(&shop.load(&["--to", &shop.service("web", 80)?, "--connections", "50"])?, 50, "outbound, back");
     assert_served(&load(outsider, &["--to", &to_pod(shop, HTTP)?, "--connections", "50"])?, 50, "inbound, back");
     let after = shop.agent()?.pod_stats(NAMESPACE, "client")?;
-    let inbound_after = shop.agent()?.pod_stats(NAMESPACE, "v1-1")?;
     assert_eq!(after.outbound_captured - before.outbound_captured, 50);
-    assert_eq!(inbound_after.inbound_captured - inbound_before.inbound_captured, 50);
+    assert_eq!(shop.agent()?.inbound_connections()? - inbound_before, 50);
     Ok(())
 }
 

@@ -273,6 +273,12 @@ fn the_protocol_is_found_from_what_the_port_says_or_the_client_does() -> Result<
         let url = format!("http://{}:{port}/", cluster_ips(99)[0]);
         assert_eq!(shop.curl(&[&url])?.trim(), "v1-1", "port {port}");
     }
+    let services = shop.agent()?.services()?;
+    let mixed = services.iter().find(|service| service.name == "mixed").context("no Service mixed")?;
+    for port in &mixed.ports {
+        let seen: Vec<_> = port.detected.iter().map(|seen| (&*seen.protocol, &*seen.first, seen.connections)).collect();
+        assert_eq!(seen, if port.port == 81 { vec![("http", "client", 1)] } else { vec![] }, "port {}", port.port);
+    }
     // What is carried as HTTP is counted as requests. A request is counted when its connection's end has been seen.
     wait::until("three requests to be counted", Duration::from_secs(5), || {
         let requests = shop.agent()?.metric("weft_requests_total", &["mixed"])?;

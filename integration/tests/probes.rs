@@ -28,7 +28,9 @@ fn probes_reach_the_application_directly() -> Result<()> {
         }
     }
     let stats = shop.agent()?.pod_stats(NAMESPACE, "v1-1")?;
-    assert_eq!((stats.inbound_node, stats.inbound_captured, stats.inbound_direct), (200, 0, 0));
+    // At least: a late segment for a connection that is gone is looked up too.
+    assert!(stats.inbound_node >= 200 && stats.inbound_direct == 0, "{stats:?}");
+    assert_eq!(shop.agent()?.inbound_connections()?, 0);
     let peers = &web.stats()?.ports[&HTTP].peers;
     assert_eq!(peers.keys().cloned().collect::<Vec<_>>(), [NODE_IPV4.to_string(), NODE_IPV6.to_string()]);
     Ok(())

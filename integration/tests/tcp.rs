@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use weft_integration::{
     Shop,
     objects::{ServicePort, cluster_ips, service},
     shop::{ASK, ECHO, GREET, HALF_CLOSE, NAMESPACE, RESET, STALL, SUM},
+    status::Detected,
     wait,
 };
 
@@ -29,6 +30,12 @@ fn a_server_that_speaks_first_on_a_port_of_unknown_protocol_is_heard() -> Result
     shop.start()?;
     let transcript = shop.talk(&format!("{}:{GREET}", cluster_ips(99)[0]), &["until:v1-1 ", "end"])?;
     assert_eq!((transcript.steps_done, transcript.end.as_str()), (2, "eof"), "{transcript:?}");
+    // It is heard at once: nobody waits for the client.
+    assert!(transcript.done_ms[0] < 500, "{transcript:?}");
+    let services = shop.agent()?.services()?;
+    let unknown = services.iter().find(|service| service.name == "unknown").context("no Service unknown")?;
+    let seen = Detected { protocol: "tcp".into(), first: "server".into(), connections: 1 };
+    assert_eq!(unknown.ports[0].detected, [seen]);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use weft_integration::testpod::{
     READY, control,
     control::Counters,
+    flood::{self, FloodArgs},
     http_server,
     load::{self, LoadArgs},
     talk::{self, TalkArgs},
@@ -48,6 +49,8 @@ enum Verb {
     Load(Box<LoadArgs>),
     /// Have a scripted conversation and report it, as JSON.
     Talk(TalkArgs),
+    /// Abuse HTTP/2 in one way and report how it was answered, as JSON.
+    Flood(FloodArgs),
     /// Ask again and again, and tell when another server answers.
     Watch(WatchArgs),
 }
@@ -64,6 +67,10 @@ fn main() -> Result<()> {
             }
             Verb::Talk(args) => {
                 println!("{}", serde_json::to_string(&talk::run(args).await?)?);
+                Ok(())
+            }
+            Verb::Flood(args) => {
+                println!("{}", serde_json::to_string(&flood::run(args).await?)?);
                 Ok(())
             }
             Verb::Watch(args) => watch::run(args).await,
