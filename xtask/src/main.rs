@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod fuzz;
+mod kernels;
 mod lint;
 mod setup;
 mod sh;
@@ -31,8 +34,12 @@ enum Verb {
     BuildEbpf,
     /// Show weft at work on this machine and measure it.
     Demo(demo::Args),
-    /// Run the tests: `unit`, `proxy`, `netns` or `all`.
+    /// Feed invented input to everything that reads what others wrote.
+    Fuzz(fuzz::Args),
+    /// Run the tests: `unit`, `proxy`, `netns`, `kernels` or `all`.
     Test(test::Args),
+    /// Measure what a request costs, beside Envoy, nginx, haproxy and two bounds.
+    Bench(bench::Args),
     /// Formatting, clippy, import rules, licences.
     Lint,
     /// What continuous integration runs: lint, then every test, then the demo.
@@ -51,13 +58,15 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     match Cli::parse().verb {
-        Verb::Setup => setup::run(setup::Scope::BuildAndTest),
+        Verb::Setup => setup::run(setup::Scope::Programs),
         Verb::BuildEbpf => {
             setup::run(setup::Scope::BuildAndTest)?;
             build_ebpf::run()
         }
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args).and_then(test::Totals::into_result),
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Lint => lint::run(),
         Verb::Ci => ci::run(),
     }

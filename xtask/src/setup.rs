@@ -11,17 +11,25 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh;
 
+mod apt;
+mod python;
+
+pub(crate) use apt::{Tool, require};
+pub(crate) use python::{PythonPackage, require as require_python};
+
 /// How much is wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// To build and to test.
+    /// To build, and to test all but what real programs speak.
     BuildAndTest,
+    /// Also the programs that tests run in pods.
+    Programs,
     /// Also the tools of `lint`.
     Lint,
 }
 
-/// A program that is needed, the Debian package that holds it, and what for.
-const TOOLS: [(&str, &str, &str); 8] = [
+/// What every chore needs. A chore with needs of its own calls [`require`] with them.
+const TOOLS: [Tool; 8] = [
     ("ip", "iproute2", "makes the network namespaces that stand for pods"),
     ("nft", "nftables", "stands in for kube-proxy and for NetworkPolicy in the demo and the tests"),
     ("curl", "curl", "is the unmodified client of the demo"),
@@ -30,6 +38,23 @@ const TOOLS: [(&str, &str, &str); 8] = [
     ("sysctl", "procps", "reads and sets kernel parameters of a namespace"),
     ("cc", "gcc", "links Rust programs"),
     ("setcap", "libcap2-bin", "gives a test pod single capabilities"),
+];
+
+/// Real servers and clients, which tests run in pods as they are.
+const PROGRAMS: [Tool; 9] = [
+    ("nginx", "nginx", "serves HTTP/1.1, HTTP/2 and TLS in a pod"),
+    ("openssl", "openssl", "makes the certificate of a server whose TLS passes through"),
+    ("redis-server", "redis-server", "is a server whose client speaks first, on a port of no declared protocol"),
+    ("redis-cli", "redis-tools", "is the client of redis"),
+    ("redis-benchmark", "redis-tools", "is a pipelining client of redis"),
+    ("mariadbd", "mariadb-server-core", "is a server that speaks first"),
+    ("mariadb", "mariadb-client-core", "is the client of MariaDB"),
+    ("h2load", "nghttp2-client", "loads HTTP/2 with many connections and streams"),
+    ("wrk", "wrk", "loads HTTP/1.1 with many connections"),
+];
+const PYTHON_PROGRAMS: [PythonPackage; 2] = [
+    ("websockets", "17.4", "is a WebSocket server and client"),
+    ("grpcio", "1.85.1", "is a gRPC server and client, with the implementation of gRPC that most others share"),
 ];
 
 /// The toolchain that builds BPF: Debian's own rustc (with its own LLVM and core sources), under this rustup name.
@@ -45,12 +70,16 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// Installs what is missing.
 pub(crate) fn run(scope: Scope) -> Result<()> {
-    apt_tools()?;
+    require(&TOOLS)?;
     bpf_toolchain()?;
+    if scope == Scope::Programs {
+        require(&PROGRAMS)?;
+        require_python(&PYTHON_PROGRAMS)?;
+    }
     if scope == Scope::Lint {
         if !Path::new("/usr/bin/clippy-driver").exists() {
             say(&format!("{BPF_CLIPPY_PACKAGE}: the clippy of the BPF toolchain"));
-            apt_install(&[BPF_CLIPPY_PACKAGE])?;
+            apt::install(&[BPF_CLIPPY_PACKAGE])?;
         }
         cargo_deny()?;
     }
@@ -66,36 +95,6 @@ pub(crate) fn bpf_prefix() -> Result<PathBuf> {
     Ok(Path::new(&home).join(".local/share/bpf-toolchain"))
 }
 
-fn apt_tools() -> Result<()> {
-    let missing: Vec<_> = TOOLS.iter().filter(|(program, ..)| !sh::has(program)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    for (program, package, why) in &missing {
-        say(&format!("{package}: `{program}` {why}"));
-    }
-    let packages: Vec<&str> = missing.iter().map(|(_, package, _)| *package).collect();
-    apt_install(&packages)
-}
-
-fn apt_install(packages: &[&str]) -> Result<()> {
-    if !sh::is_root() {
-        bail!("not root, so cannot install; run this once: sudo apt-get install {}", packages.join(" "));
-    }
-    if !sh::has("apt-get") {
-        bail!("there is no apt-get here; install these with your own package manager: {}", packages.join(" "));
-    }
-    let apt = |args: &[&str]| -> Result<()> {
-        let mut command = sh::command("apt-get", args);
-        sh::output(command.env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
-    };
-    timed("apt-get update", || apt(&["update", "-qq"]))?;
-    timed("apt-get install", || {
-        apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages].concat())
-            .with_context(|| format!("cannot install {}", packages.join(" ")))
-    })
-}
-
 fn bpf_toolchain() -> Result<()> {
     let rustc = Path::new("/usr/bin/rustc");
     let rustc_fits = || {
@@ -108,7 +107,7 @@ fn bpf_toolchain() -> Result<()> {
             "{}: a rustc with the sources of `core`, which builds for the BPF target",
             BPF_PACKAGES.join(", ")
         ));
-        apt_install(&BPF_PACKAGES)?;
+        apt::install(&BPF_PACKAGES)?;
         if !rustc_fits() {
             bail!("{} is not a rustc with LLVM {LLVM_MAJOR} and the sources of core", rustc.display());
         }

@@ -55,9 +55,14 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Whether a program is on the search path (or in the administrator's directories, which `su` leaves out).
 pub(crate) fn has(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where a program is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let admin = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(admin).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path).chain(admin).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 /// Whether this runs as root.

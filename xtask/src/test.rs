@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, setup, sh};
+use crate::{build_ebpf, kernels, setup, sh};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -35,13 +35,17 @@ pub(crate) enum Tier {
     Proxy,
     /// The agent's binary, end to end, on pods of network namespaces. Needs root.
     Netns,
+    /// The tests of capture on other kernels, each booted under qemu: the oldest that weft supports and a current one of Debian's, and the
+    /// running one. Needs root; installs qemu and downloads the kernels once; prints what the verifier had to do on each. Some two
+    /// minutes a kernel.
+    Kernels,
     /// All of them.
     #[default]
     All,
 }
 
 /// How many tests there were.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Totals {
     passed: u64,
     failed: u64,
@@ -51,16 +55,26 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
         self.broken += other.broken;
     }
 
+    /// A run that ended without a result.
+    pub(crate) fn broken() -> Self {
+        Self { broken: 1, ..Self::default() }
+    }
+
+    /// How many ran to a result.
+    pub(crate) fn ran(self) -> u64 {
+        self.passed + self.failed
+    }
+
     /// Prints the counts; an error if anything failed.
     pub(crate) fn into_result(self) -> Result<()> {
-        println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
+        println!("{self}");
         if self.broken > 0 {
             bail!("{} run(s) of tests did not compile or crashed", self.broken);
         }
@@ -77,6 +91,12 @@ impl Totals {
             bail!("{} test(s) were skipped, which continuous integration does not accept", self.skipped);
         }
         Ok(self)
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
@@ -99,6 +119,7 @@ pub(crate) fn run(args: &Args) -> Result<Totals> {
     if wants(Tier::Netns) {
         heading("netns: the agent end to end, on pods of network namespaces");
         if sh::is_root() {
+            setup::run(setup::Scope::Programs)?;
             build_binaries()?;
             // One at a time: they share two cores, and some measure.
             totals.add(cargo_test(&["--package", "weft-integration"], filter, &["--test-threads=1"])?);
@@ -107,6 +128,19 @@ pub(crate) fn run(args: &Args) -> Result<Totals> {
         } else {
             println!("NOT RUN: not root, and these tests make network namespaces and load eBPF programs");
             totals.add(Totals { skipped: 1, ..Totals::default() });
+        }
+    }
+    if wants(Tier::Kernels) {
+        heading("kernels: capture on the kernels that nodes run");
+        match kernels::cannot_run() {
+            None => {
+                let here = if args.tier == Tier::All { kernels::Here::Verifier } else { kernels::Here::Everything };
+                totals.add(kernels::run(filter, here)?);
+            }
+            Some(why) => {
+                println!("NOT RUN: {why}");
+                totals.add(Totals { skipped: 1, ..Totals::default() });
+            }
         }
     }
     Ok(totals)
@@ -157,7 +191,7 @@ fn count(command: &mut Command) -> Result<(Totals, bool)> {
 }
 
 /// The counts in `test result: ok. 5 passed; 0 failed; 0 ignored; ...`.
-fn parse_result(line: &str) -> Option<Totals> {
+pub(crate) fn parse_result(line: &str) -> Option<Totals> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number =
         |word: &str| counts.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok());
