@@ -12,7 +12,7 @@ use weft_agent::capture::{Capture, CaptureConfig, cleanup, handover};
 
 use crate::{
     agent::Worker,
-    outbound::{fill, set, stats},
+    outbound::{fill, set},
     world::{Pod, SOON, World, read_line, run, wait_until},
 };
 
