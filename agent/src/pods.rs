@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use weft_policy::{
     ir::{FailMode, WorkloadIr},
-    names::WorkloadId,
+    names::{ServiceAccountKey, WorkloadId},
 };
 
 use crate::capture::PodSpec;
@@ -151,6 +151,10 @@ pub fn pod_spec(workload: &WorkloadIr) -> Result<PodSpec, String> {
         namespace: Arc::clone(&workload.namespace),
         name: Arc::clone(&workload.name),
         owner: Arc::clone(&workload.owner),
+        account: ServiceAccountKey {
+            namespace: Arc::clone(&workload.namespace),
+            name: Arc::clone(&workload.service_account),
+        },
         netns: workload.netns.clone().filter(|_| !workload.host_network),
         cgroup: workload.cgroup.clone(),
         ips: workload.ips.clone(),

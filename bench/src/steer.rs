@@ -41,6 +41,7 @@ impl Steering {
             namespace: pod.kube_namespace().into(),
             name: pod.name().into(),
             owner: pod.name().into(),
+            account: weft_policy::names::ServiceAccountKey::new("bench", "default"),
             netns: Some(pod.netns_path()),
             cgroup: None,
             ips: pod.ips().to_vec(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     diagnostic::Diagnostic,
     endpoints::EndpointSet,
-    names::{ObjectRef, ServiceKey, WorkloadId},
+    names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     plan::{AppProtocol, Balance},
 };
 
@@ -74,6 +74,34 @@ pub struct BackendIr {
     pub weight: u64,
     /// For each port of the root that this backend has too: (root port, backend port). A port that is missing here gets no traffic.
     pub ports: Vec<(u16, u16)>,
+}
+
+/// What TrafficTargets say about one destination service account: a unit of lowering and of compilation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AccessIr {
+    /// The destination.
+    pub account: ServiceAccountKey,
+    /// The targets that select it by a valid destination, whether they grant anything or not, in the order of their names.
+    pub selected_by: Vec<ObjectRef>,
+    /// What they grant, in the same order.
+    pub grants: Vec<GrantIr>,
+}
+
+/// What one TrafficTarget grants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GrantIr {
+    /// The TrafficTarget.
+    pub origin: ObjectRef,
+    /// Source service accounts, ascending.
+    pub accounts: Vec<ServiceAccountKey>,
+    /// Single source pods (IdentityBinding by label), ascending.
+    pub workloads: Vec<WorkloadId>,
+    /// TCP ports, ascending; `None` for all, empty for none.
+    pub tcp_ports: Option<Vec<u16>>,
+    /// UDP ports, likewise. `Some(vec![])` where no UDPRoute grants any.
+    pub udp_ports: Option<Vec<u16>>,
+    /// Any of these must hold for a request; `None` for whatever is said on TCP.
+    pub requests: Option<Vec<MatchIr>>,
 }
 
 /// A pod, as far as weft cares.

@@ -3,7 +3,7 @@
 
 use std::{any::Any, fmt, io, net::SocketAddr, sync::Arc};
 
-use weft_policy::names::WorkloadId;
+use weft_policy::names::{ServiceAccountKey, WorkloadId};
 
 /// A pod of this node whose connections are captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct LocalPod {
     pub name: Arc<str>,
     /// What it belongs to: its Deployment, for instance.
     pub owner: Arc<str>,
+    /// Service account: who it is to those that it asks.
+    pub account: ServiceAccountKey,
     /// Cookie of its network namespace: tells capture which one, without a lookup.
     pub netns_cookie: u64,
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 use weft_policy::{
     endpoints::Endpoint,
-    inbound::{Basis, Verdict},
+    inbound::{Basis, ConnectionVerdict},
     names::WorkloadId,
     snapshot::{Snapshot, SnapshotCell},
 };
@@ -155,9 +155,9 @@ impl Worker {
     pub(crate) fn authorize(&self, workload: &WorkloadId) -> Result<(), Denied> {
         self.refresh();
         let snapshot = self.snapshot.borrow();
-        match snapshot.inbound.get(workload).map(|plan| plan.authorize()) {
-            Some(Verdict::Allow(_)) => Ok(()),
-            Some(Verdict::Deny(basis)) => Err(Denied::By(basis)),
+        match snapshot.inbound.get(workload).map(|plan| plan.connection(None, 0)) {
+            Some(ConnectionVerdict::Allow(_)) => Ok(()),
+            Some(ConnectionVerdict::Deny(basis) | ConnectionVerdict::Requests(basis)) => Err(Denied::By(basis)),
             None => Err(Denied::NoPlan),
         }
     }
@@ -332,7 +332,7 @@ pub(crate) fn run(
 /// Why the inbound step refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
-    #[error("denied by {}", match .0 { Basis::Object(object) => object.to_string(), Basis::DefaultAllow => "default".into() })]
+    #[error("{0}")]
     By(Basis),
     #[error("the destination is captured and has no inbound plan yet")]
     NoPlan,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use weft_abi::{PodConfig, STATS_CGROUP_BIT, pod_flags};
-use weft_policy::names::WorkloadId;
+use weft_policy::names::{ServiceAccountKey, WorkloadId};
 use weft_proxy::socket::{LocalPod, PodListeners};
 
 use super::{
@@ -42,6 +42,8 @@ pub struct PodSpec {
     pub name: Arc<str>,
     /// What it belongs to.
     pub owner: Arc<str>,
+    /// Its service account.
+    pub account: ServiceAccountKey,
     /// Path of its network namespace; `None` for a host-network pod.
     pub netns: Option<PathBuf>,
     /// Path of its cgroup; only host-network pods need it.
@@ -380,6 +382,7 @@ fn local_pod(spec: &PodSpec, netns_cookie: u64) -> Arc<LocalPod> {
         namespace: Arc::clone(&spec.namespace),
         name: Arc::clone(&spec.name),
         owner: Arc::clone(&spec.owner),
+        account: spec.account.clone(),
         netns_cookie,
     })
 }

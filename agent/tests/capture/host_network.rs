@@ -8,7 +8,7 @@ use std::{
 
 use weft_abi::verdict;
 use weft_agent::capture::PodSpec;
-use weft_policy::names::WorkloadId;
+use weft_policy::names::{ServiceAccountKey, WorkloadId};
 
 use crate::{
     agent::Worker,
@@ -24,6 +24,7 @@ fn host_pod(world: &World) -> PodSpec {
         namespace: "test".into(),
         name: "host-pod".into(),
         owner: "host-pod".into(),
+        account: ServiceAccountKey::new("test", "default"),
         netns: None,
         cgroup: Some(cgroup),
         ips: vec![world.node_v4, world.node_v6],

@@ -17,7 +17,7 @@ use std::{
 use aya::maps::{Array, Map, MapData};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use weft_agent::capture::{Capture, CaptureConfig, PodSpec, cleanup};
-use weft_policy::names::WorkloadId;
+use weft_policy::names::{ServiceAccountKey, WorkloadId};
 
 /// One world at a time: they share the machine's interface names and the process's cgroup.
 static ONE: Mutex<()> = Mutex::new(());
@@ -44,6 +44,7 @@ impl Pod {
             namespace: "test".into(),
             name: self.name.as_str().into(),
             owner: self.name.as_str().into(),
+            account: ServiceAccountKey::new("test", "default"),
             netns: Some(self.netns.clone()),
             cgroup: None,
             ips: vec![self.v4, self.v6],

@@ -16,7 +16,7 @@ use weft_policy::{
     endpoints::{Endpoint, EndpointCell, EndpointSet},
     inbound::InboundPlan,
     matcher::RouteMatcher,
-    names::{Generation, ObjectRef, ServiceKey, WorkloadId},
+    names::{Generation, ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     plan::{AppProtocol, Balance, OutboundPlan, PodPlan},
     snapshot::{Snapshot, SnapshotCell},
     split::{Backend, Split},
@@ -113,6 +113,7 @@ pub(crate) fn local_pod(name: &str) -> Arc<LocalPod> {
         namespace: "shop".into(),
         name: name.into(),
         owner: name.split('-').next().unwrap().into(),
+        account: ServiceAccountKey::new("shop", name),
         netns_cookie: 1,
     })
 }
