@@ -33,6 +33,15 @@ pub fn set_binary_dir(dir: &Path) {
     BIN_DIR.get_or_init(|| dir.to_path_buf());
 }
 
+/// Where an agent reads what is wanted.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A directory of manifests.
+    Manifests(&'a Path),
+    /// The API server that a kubeconfig names.
+    Kubeconfig(&'a Path),
+}
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -86,7 +95,15 @@ impl Agent {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(node: &Node, manifests: &Manifests, options: AgentOptions) -> Result<Self> {
-        let mut agent = Self::launch(node, manifests.dir(), options)?;
+        Self::start_from(node, Source::Manifests(manifests.dir()), options)
+    }
+
+    /// Starts an agent that reads from `source` and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_from(node: &Node, source: Source<'_>, options: AgentOptions) -> Result<Self> {
+        let mut agent = Self::launch_from(node, source, options)?;
         agent.wait_ready()?;
         Ok(agent)
     }
@@ -96,7 +113,15 @@ impl Agent {
     /// # Errors
     /// When it cannot be started.
     pub fn launch(node: &Node, manifests: &Path, options: AgentOptions) -> Result<Self> {
-        let mut command = run_command(node, manifests, &options)?;
+        Self::launch_from(node, Source::Manifests(manifests), options)
+    }
+
+    /// Starts an agent that reads from `source` and does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_from(node: &Node, source: Source<'_>, options: AgentOptions) -> Result<Self> {
+        let mut command = run_command_from(node, source, &options)?;
         command.env("WEFT_LOG", &options.log).env("RUST_BACKTRACE", "1");
         let process = Process::start(command, &log_path(node))?;
         Ok(Self { process, node: node.clone(), options, cleanup_on_drop: true })
@@ -309,8 +334,16 @@ impl Agent {
     ///
     /// # Errors
     /// When the hand-over does not succeed: the old one must end with 0.
-    pub fn hand_over(mut self, manifests: &Manifests) -> Result<Self> {
-        let mut new = Self::launch(&self.node, manifests.dir(), self.options.clone())?;
+    pub fn hand_over(self, manifests: &Manifests) -> Result<Self> {
+        self.hand_over_from(Source::Manifests(manifests.dir()))
+    }
+
+    /// As [`hand_over`](Self::hand_over), to an agent that reads from `source`.
+    ///
+    /// # Errors
+    /// As [`hand_over`](Self::hand_over).
+    pub fn hand_over_from(mut self, source: Source<'_>) -> Result<Self> {
+        let mut new = Self::launch_from(&self.node, source, self.options.clone())?;
         self.cleanup_on_drop = false;
         new.wait_ready()?;
         let process = &mut self.process;
@@ -360,8 +393,20 @@ impl Drop for Agent {
 /// # Errors
 /// When the binary cannot be found.
 pub fn run_command(node: &Node, manifests: &Path, options: &AgentOptions) -> Result<Command> {
+    run_command_from(node, Source::Manifests(manifests), options)
+}
+
+/// As [`run_command`], with any source.
+///
+/// # Errors
+/// As [`run_command`].
+pub fn run_command_from(node: &Node, source: Source<'_>, options: &AgentOptions) -> Result<Command> {
     let mut command = node.agent_command(&binary("weft-agent")?);
-    command.arg("run").arg("--manifests").arg(manifests).args(["--node", node.name()]);
+    command.arg("run").args(["--node", node.name()]);
+    match source {
+        Source::Manifests(dir) => command.arg("--manifests").arg(dir),
+        Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
+    };
     command.args(places(node, options.bpf_dir.clone()));
     command.arg("--cgroup-root").arg(node.cgroup());
     command.args(["--metrics-addr", &options.metrics_addr.to_string()]);

@@ -1,8 +1,10 @@
 //! A minimal HTTP client for the agent's own endpoints. Requests of tests are made by curl and by the test application, in pods.
 
 use std::{
-    io::{Read, Write},
+    fmt::Write as _,
+    io::{Read, Write as _},
     net::{SocketAddr, TcpStream},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -14,10 +16,30 @@ use crate::limits;
 /// # Errors
 /// When there is no answer, or it is not HTTP.
 pub fn fetch(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, limits::HTTP_TIMEOUT)?;
-    stream.set_read_timeout(Some(limits::HTTP_TIMEOUT))?;
+    send(address, "GET", path, None, limits::HTTP_TIMEOUT)
+}
+
+/// A request with a body (its type and text), with a fresh connection; status and body of the answer.
+///
+/// # Errors
+/// When there is no answer in time, or it is not HTTP.
+pub fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: Option<(&str, &str)>,
+    timeout: Duration,
+) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
     // HTTP/1.0: the body ends with the connection and is never chunked.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n");
+    if let Some((kind, text)) = body {
+        write!(request, "Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n{text}", text.len())?;
+    } else {
+        request += "\r\n";
+    }
+    stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").context("no HTTP response")?;

@@ -6,16 +6,18 @@ use std::{fmt::Write as _, net::IpAddr};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::manifests::Manifests;
-
-/// The whole ruleset for the Services in `manifests`; loading it replaces the one before in one step.
+/// The whole ruleset for these Services and Pods; loading it replaces the one before in one step.
 ///
 /// # Errors
 /// When a Service or Pod lacks what is needed.
-pub fn ruleset(manifests: &Manifests) -> Result<String> {
+pub fn ruleset<'a>(
+    services: impl IntoIterator<Item = &'a Value>,
+    pods: impl IntoIterator<Item = &'a Value>,
+) -> Result<String> {
+    let (services, pods): (Vec<_>, Vec<_>) = (services.into_iter().collect(), pods.into_iter().collect());
     let mut script = String::new();
     for family in [Family::V4, Family::V6] {
-        write_family(&mut script, family, manifests)?;
+        write_family(&mut script, family, &services, &pods)?;
     }
     Ok(script)
 }
@@ -39,18 +41,18 @@ impl Family {
     }
 }
 
-fn write_family(script: &mut String, family: Family, manifests: &Manifests) -> Result<()> {
+fn write_family(script: &mut String, family: Family, all: &[&Value], pods: &[&Value]) -> Result<()> {
     let table = family.table();
     let mut endpoint_chains = String::new();
     let mut services = String::new();
     let mut rejects = String::new();
     let mut hairpins = String::new();
     let mut chains = 0;
-    for service in manifests.of_kind("Service") {
+    for service in all {
         for address in addresses(service, "/spec/clusterIPs")?.iter().filter(|address| family.is_of(address)) {
             for port in service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten() {
                 let number = port.get("port").and_then(Value::as_u64).context("a Service port without number")?;
-                let endpoints = endpoints(service, port, family, manifests)?;
+                let endpoints = endpoints(service, port, family, pods)?;
                 let matched = format!("{table} daddr {address} tcp dport {number}");
                 if endpoints.is_empty() {
                     writeln!(rejects, "  {matched} reject with tcp reset")?;
@@ -95,12 +97,12 @@ fn addresses(object: &Value, pointer: &str) -> Result<Vec<IpAddr>> {
 }
 
 /// Address and port of every ready pod that the Service selects.
-fn endpoints(service: &Value, port: &Value, family: Family, manifests: &Manifests) -> Result<Vec<(IpAddr, u64)>> {
+fn endpoints(service: &Value, port: &Value, family: Family, pods: &[&Value]) -> Result<Vec<(IpAddr, u64)>> {
     let selector = service.pointer("/spec/selector").and_then(Value::as_object);
     let Some(selector) = selector.filter(|selector| !selector.is_empty()) else { return Ok(Vec::new()) };
     let namespace = service.pointer("/metadata/namespace");
     let mut found = Vec::new();
-    for pod in manifests.of_kind("Pod") {
+    for pod in pods {
         let selected = pod.pointer("/metadata/namespace") == namespace
             && selector.iter().all(|(key, value)| pod["metadata"]["labels"].get(key) == Some(value));
         if !selected || !is_ready(pod) {
@@ -117,7 +119,7 @@ fn endpoints(service: &Value, port: &Value, family: Family, manifests: &Manifest
     Ok(found)
 }
 
-fn is_ready(pod: &Value) -> bool {
+pub(crate) fn is_ready(pod: &Value) -> bool {
     pod.pointer("/metadata/deletionTimestamp").is_none()
         && pod
             .pointer("/status/conditions")
@@ -127,7 +129,7 @@ fn is_ready(pod: &Value) -> bool {
             .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-fn target_port(port: &Value, pod: &Value) -> Option<u64> {
+pub(crate) fn target_port(port: &Value, pod: &Value) -> Option<u64> {
     match port.get("targetPort") {
         Some(Value::String(name)) => {
             let containers = pod.pointer("/spec/containers").and_then(Value::as_array)?;

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod command;
 pub mod http;
+pub mod kube;
 pub mod kube_proxy;
 pub mod limits;
 pub mod manifests;
@@ -24,6 +25,7 @@ pub mod testpod;
 pub mod wait;
 
 pub use agent::{Agent, AgentOptions};
+pub use kube::{ApiServer, Cluster};
 pub use manifests::Manifests;
 pub use node::Node;
 pub use pod::{Pod, PodSpec};

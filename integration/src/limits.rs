@@ -25,3 +25,9 @@ pub const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 pub const OPEN_FILES: u64 = 200_000;
 /// Lines of an agent's log that are printed when a test fails.
 pub const LOG_TAIL_LINES: usize = 80;
+/// From start of an API server until it is ready: a second, more on a busy machine.
+pub const API_SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an API server may take to end before it is killed.
+pub const API_SERVER_GRACE: Duration = Duration::from_secs(3);
+/// One request to the API server; lists of 100,000 objects are among them.
+pub const API_TIMEOUT: Duration = Duration::from_secs(60);

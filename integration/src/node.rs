@@ -136,11 +136,27 @@ impl Node {
     /// # Errors
     /// When there are too many, or the kernel refuses.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
+        let number = self.next_pod()?;
+        let netns = format!("{}{}", self.prefix(), spec.name);
+        self.pod_at(spec, Pod::uid_of(number), &netns, number)
+    }
+
+    /// Adds a pod that an API server has given a UID. Its name is its own only in its Kubernetes namespace.
+    ///
+    /// # Errors
+    /// As [`pod`](Self::pod).
+    pub fn pod_of(&self, spec: PodSpec, uid: &str) -> Result<Pod> {
+        let number = self.next_pod()?;
+        let netns = format!("{}{}.{}", self.prefix(), spec.namespace, spec.name);
+        self.pod_at(spec, uid.to_owned(), &netns, number)
+    }
+
+    fn next_pod(&self) -> Result<u32> {
         let number = self.inner.pods.fetch_add(1, Ordering::Relaxed) + 1;
         if number > limits::PODS_MAX {
             bail!("a node of the harness has at most {} pods", limits::PODS_MAX);
         }
-        self.pod_at(spec, number, number)
+        Ok(number)
     }
 
     /// Adds another pod with the addresses of `pod`, which goes first: processes, namespace and link. Its name may be the same.
@@ -152,22 +168,23 @@ impl Node {
         drop(pod);
         self.disconnect(link)?;
         let number = self.inner.pods.fetch_add(1, Ordering::Relaxed) + 1;
-        self.pod_at(spec, number, link)
+        let netns = format!("{}{}", self.prefix(), spec.name);
+        self.pod_at(spec, Pod::uid_of(number), &netns, link)
     }
 
-    fn pod_at(&self, spec: PodSpec, number: u32, link: u32) -> Result<Pod> {
+    fn pod_at(&self, spec: PodSpec, uid: String, netns: &str, link: u32) -> Result<Pod> {
         let host_part = u8::try_from(link).context("pod number")?;
-        let cgroup = self.inner.cgroup.join("kubepods").join(format!("pod{}", Pod::uid_of(number)));
+        let cgroup = self.inner.cgroup.join("kubepods").join(format!("pod{uid}"));
         std::fs::create_dir_all(&cgroup).with_context(|| format!("cannot create {}", cgroup.display()))?;
         if spec.host_network {
             let addresses = (NODE_IPV4, NODE_IPV6);
-            return Ok(Pod::new(self.clone(), spec, (number, link), None, addresses, cgroup));
+            return Ok(Pod::new(self.clone(), spec, (uid, link), None, addresses, cgroup));
         }
         let addresses =
             (Ipv4Addr::new(10, 77, 0, host_part), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(host_part)));
-        let namespace = Namespace::create(&format!("{}{}", self.prefix(), spec.name))?;
+        let namespace = Namespace::create(netns)?;
         self.connect(&namespace, link, addresses)?;
-        Ok(Pod::new(self.clone(), spec, (number, link), Some(namespace), addresses, cgroup))
+        Ok(Pod::new(self.clone(), spec, (uid, link), Some(namespace), addresses, cgroup))
     }
 
     /// Takes a pod's link away, as the network plugin does when a sandbox ends: somebody may still hold its namespace.
@@ -203,7 +220,7 @@ impl Node {
     /// # Errors
     /// When a Service cannot be understood, or nft refuses.
     pub fn sync_kube_proxy(&self, manifests: &Manifests) -> Result<()> {
-        self.nft(&crate::kube_proxy::ruleset(manifests)?)
+        self.nft(&crate::kube_proxy::ruleset(manifests.of_kind("Service"), manifests.of_kind("Pod"))?)
     }
 
     /// Drops all packets from one address to another where they cross the node, as a NetworkPolicy would.

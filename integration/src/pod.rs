@@ -99,12 +99,12 @@ impl Pod {
     pub(crate) fn new(
         node: Node,
         spec: PodSpec,
-        (number, link): (u32, u32),
+        (uid, link): (String, u32),
         namespace: Option<Namespace>,
         (ipv4, ipv6): (Ipv4Addr, Ipv6Addr),
         cgroup: PathBuf,
     ) -> Self {
-        Self { cgroup: Cgroup(cgroup), namespace, node, spec, link, uid: Self::uid_of(number), ipv4, ipv6 }
+        Self { cgroup: Cgroup(cgroup), namespace, node, spec, link, uid, ipv4, ipv6 }
     }
 
     pub(crate) fn uid_of(number: u32) -> String {
@@ -299,10 +299,12 @@ impl Drop for Server {
     }
 }
 
-/// A command that joins `cgroup` and the namespace `netns` before `program` starts, under the same process id.
+/// A command that joins the namespace `netns` and `cgroup` before `program` starts, under the same process id. In this order: what is in a
+/// pod's cgroup is in its namespace too.
 pub(crate) fn in_cgroup(cgroup: &Path, netns: &Path, program: &str) -> Command {
-    const JOIN: &str = "echo $$ > \"$0\" && exec nsenter --net=\"$1\" -- \"${@:2}\"";
-    let mut command = Command::new("bash");
-    command.args(["-c", JOIN]).arg(cgroup.join("cgroup.procs")).arg(netns).arg(program);
+    const JOIN: &str = "echo $$ > \"$0\" && exec \"$@\"";
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", netns.display())).args(["--", "bash", "-c", JOIN]);
+    command.arg(cgroup.join("cgroup.procs")).arg(program);
     command
 }

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+pub mod conformance;
 pub mod control;
 pub mod flood;
 pub mod frames;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh;
 
+mod apiserver;
 mod apt;
 mod python;
 
@@ -75,6 +76,7 @@ pub(crate) fn run(scope: Scope) -> Result<()> {
     if scope == Scope::Programs {
         require(&PROGRAMS)?;
         require_python(&PYTHON_PROGRAMS)?;
+        apiserver::require()?;
     }
     if scope == Scope::Lint {
         if !Path::new("/usr/bin/clippy-driver").exists() {

@@ -8,7 +8,9 @@ use clap::{Parser, Subcommand};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use weft_integration::testpod::{
-    READY, control,
+    READY,
+    conformance::{self, ConformanceArgs},
+    control,
     control::Counters,
     flood::{self, FloodArgs},
     http_server,
@@ -51,6 +53,8 @@ enum Verb {
     Talk(TalkArgs),
     /// Abuse HTTP/2 in one way and report how it was answered, as JSON.
     Flood(FloodArgs),
+    /// Serve as the application of the SMI conformance suite does, until killed.
+    Conformance(ConformanceArgs),
     /// Ask again and again, and tell when another server answers.
     Watch(WatchArgs),
 }
@@ -72,6 +76,11 @@ fn main() -> Result<()> {
             Verb::Flood(args) => {
                 println!("{}", serde_json::to_string(&flood::run(args).await?)?);
                 Ok(())
+            }
+            Verb::Conformance(args) => {
+                let listener = listen(args.port)?;
+                println!("{READY}");
+                conformance::serve(listener, args).await
             }
             Verb::Watch(args) => watch::run(args).await,
         }

@@ -1,0 +1,12 @@
+//! A Kubernetes API server on a node of the harness, and a cluster around it.
+//!
+//! The server is real: storage, watches, server-side apply, custom resources. Scheduler, controllers and kubelet are small stand-ins
+//! that act when they are told to.
+
+pub mod cluster;
+pub mod controllers;
+pub mod server;
+pub mod tools;
+
+pub use cluster::{Cluster, ClusterPod};
+pub use server::{Answer, ApiServer, Request};
