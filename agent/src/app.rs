@@ -11,8 +11,8 @@ use std::{
 use prometheus::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::UnixStream,
-    signal::unix::{SignalKind, signal},
+    net::{TcpListener, UnixStream},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
 };
 use weft_policy::snapshot::SnapshotCell;
@@ -24,13 +24,19 @@ use crate::{
         self, Capture, CaptureConfig, CleanupReport,
         handover::{self, Handover},
     },
-    config::{Places, RunArgs},
+    config::{Places, RunArgs, SourceArgs},
     limits,
+    locate::{HostPaths, Locate},
     metrics::AgentMetrics,
     reconcile::Reconciler,
     state::Shared,
     telemetry::{Chain, LogLevel},
-    watch::{directory::Directory, notify},
+    watch::{
+        Change,
+        directory::Directory,
+        kube::{self, Cluster, health::Sources},
+        notify,
+    },
 };
 
 /// Name of the hand-over socket inside the run directory.
@@ -51,6 +57,9 @@ pub enum RunError {
     /// The manifests.
     #[error(transparent)]
     Manifests(#[from] crate::watch::directory::DirectoryError),
+    /// The API server, or what names it.
+    #[error(transparent)]
+    Kube(#[from] crate::watch::kube::KubeError),
     /// The kernel's side.
     #[error("connections cannot be captured")]
     Capture(#[from] crate::capture::CaptureError),
@@ -93,24 +102,36 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let run_dir = &args.places.run_dir;
     make_run_dir(run_dir)?;
     raise_file_limit();
-    // What can fail without root or kernel comes first, so that a mistake in the command line changes nothing.
-    let mut directory = Directory::new(&args.manifests);
-    let first = directory.scan(&BTreeSet::new())?;
-
-    let mut old_agent = ask_for_handover(run_dir).await;
+    let mut signals = Signals::listen().map_err(RunError::Runtime)?;
+    let registry = Registry::new();
     // An agent that runs already holds the port until it has handed over.
     let mut metrics_listener = match args.metrics_addr.0 {
-        Some(addr) if old_agent.is_none() => Some(server::bind_metrics(addr).await?),
+        Some(addr) if !is_running(run_dir) => Some(server::bind_metrics(addr).await?),
         _ => None,
     };
+    // What can fail without root or kernel comes first, so that a mistake in the command line changes nothing. And whoever carries
+    // connections now goes on until there is policy to take over with.
+    let sources = Arc::<Sources>::default();
+    let mut source = Source::open(args, &sources, &registry).await?;
+    let Some(first) = source.first(metrics_listener.as_ref(), &registry, &mut signals).await? else { return Ok(()) };
 
-    let registry = Registry::new();
+    let mut old_agent = ask_for_handover(run_dir).await;
+    if let (Some(addr), None, None) = (args.metrics_addr.0, &old_agent, &metrics_listener) {
+        metrics_listener = Some(server::bind_metrics(addr).await?);
+    }
+
     let capture = Capture::open(&capture_config(&args.places))?;
     let sockets = capture.sockets();
     let snapshots = Arc::new(SnapshotCell::default());
     let proxy_config = ProxyConfig { workers: args.workers.map(usize::from), ..ProxyConfig::default() };
     let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, &registry)?;
-    let shared = Arc::new(Shared::new(&args.node, &args.places.bpf_dir, proxy, snapshots, capture));
+    let shared = Arc::new(Shared::new(
+        (&args.node, &args.places.bpf_dir),
+        (source.locate(args), sources),
+        proxy,
+        snapshots,
+        capture,
+    ));
     AgentMetrics::register(&registry, &shared)?;
 
     let heartbeat = tokio::spawn(beat(Arc::clone(&shared)));
@@ -132,15 +153,15 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let (change_tx, change_rx) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
     let tasks = [
         tokio::spawn(sweep(Arc::clone(&shared))),
-        tokio::spawn(notify::follow(directory, args.manifests.clone(), change_tx)),
+        tokio::spawn(source.follow(change_tx)),
         tokio::spawn(reconciler.run(change_rx)),
         tokio::spawn(server::serve_admin(admin, Arc::clone(&shared), log_level, Arc::clone(&drain))),
     ];
     let metrics = metrics_listener
         .map(|listener| tokio::spawn(server::serve_metrics(listener, Arc::clone(&shared), registry.clone())));
-    tracing::info!(node = args.node, manifests = %args.manifests.display(), pid = std::process::id(), "weft is running");
+    tracing::info!(node = args.node, source = %SourceName(&args.source), pid = std::process::id(), "weft is running");
 
-    let ending = wait_for_end(&shared, &handover_socket, &drain).await;
+    let ending = wait_for_end(&shared, &handover_socket, &drain, &mut signals).await;
     shared.set_draining();
     for task in tasks {
         task.abort();
@@ -169,6 +190,76 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Where objects come from.
+enum Source {
+    Directory(Box<Directory>, PathBuf),
+    Cluster(Cluster),
+}
+
+impl Source {
+    /// Opens what the command line names.
+    async fn open(args: &RunArgs, sources: &Arc<Sources>, registry: &Registry) -> Result<Self, RunError> {
+        if let Some(path) = &args.source.manifests {
+            return Ok(Self::Directory(Box::new(Directory::new(path)), path.clone()));
+        }
+        let client = kube::connect(args.source.kubeconfig.as_deref()).await?;
+        kube::health::register(registry, sources)?;
+        Ok(Self::Cluster(Cluster::watch(&client, &args.node, sources)))
+    }
+
+    /// Everything that there is. An API server is waited for, and meanwhile the metrics port says so; `None` if the agent is told to stop.
+    async fn first(
+        &mut self,
+        port: Option<&TcpListener>,
+        registry: &Registry,
+        signals: &mut Signals,
+    ) -> Result<Option<Change>, RunError> {
+        let cluster = match self {
+            Self::Directory(directory, _) => return Ok(Some(directory.scan(&BTreeSet::new())?)),
+            Self::Cluster(cluster) => cluster,
+        };
+        tracing::info!("waiting for the API server to list every kind of object; nothing is changed until then");
+        tokio::select! {
+            change = cluster.first() => Ok(change),
+            () = server::serve_waiting(port, registry) => Ok(None),
+            () = signals.recv() => Ok(None),
+        }
+    }
+
+    /// How pods are found. What a pod says of itself counts only where whoever writes the manifests is root of this machine anyway.
+    fn locate(&self, args: &RunArgs) -> Locate {
+        match self {
+            Self::Directory(..) => Locate::Manifests,
+            Self::Cluster(_) => Locate::Host(HostPaths::new(&args.host_proc, args.places.cgroup_root.as_deref())),
+        }
+    }
+
+    /// Hands over every further change.
+    async fn follow(self, changes: mpsc::Sender<Change>) {
+        match self {
+            Self::Directory(directory, path) => notify::follow(*directory, path, changes).await,
+            Self::Cluster(cluster) => cluster.follow(changes).await,
+        }
+    }
+}
+
+/// A source in the words of the command line.
+struct SourceName<'a>(&'a SourceArgs);
+
+impl std::fmt::Display for SourceName<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.0.manifests, &self.0.kubeconfig) {
+            (Some(path), _) | (None, Some(path)) => path.display().fmt(f),
+            (None, None) => f.write_str("the cluster that the agent runs in"),
+        }
+    }
+}
+
+/// Whether an agent answers.
+fn is_running(run_dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(run_dir.join(server::ADMIN_SOCKET)).is_ok()
+}
+
 /// Every carried connection takes two descriptors, and processes are started with a limit that suits select(2). Raising the hard limit
 /// needs CAP_SYS_RESOURCE; without it the agent takes what it may have.
 fn raise_file_limit() {
@@ -185,7 +276,7 @@ fn raise_file_limit() {
 }
 
 /// The port becomes free in the moment in which the old agent lets go of it.
-async fn inherit_metrics_port(args: &RunArgs) -> Option<tokio::net::TcpListener> {
+async fn inherit_metrics_port(args: &RunArgs) -> Option<TcpListener> {
     let addr = args.metrics_addr.0?;
     let deadline = tokio::time::Instant::now() + limits::HANDOVER_TIMEOUT;
     loop {
@@ -241,7 +332,7 @@ async fn sweep(shared: Arc<Shared>) {
 /// When an agent runs, or the process may not.
 pub fn cleanup(places: &Places) -> Result<CleanupReport, CleanupError> {
     let socket = places.run_dir.join(server::ADMIN_SOCKET);
-    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+    if is_running(&places.run_dir) {
         return Err(CleanupError::Running { socket });
     }
     let report = capture::cleanup(&capture_config(places))?;
@@ -274,18 +365,34 @@ enum Ending {
     HandedOver(String),
 }
 
-async fn wait_for_end(shared: &Arc<Shared>, handover_socket: &tokio::net::UnixListener, drain: &Notify) -> Ending {
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "signals cannot be received");
-            return Ending::Stopped;
+/// The signals that end the agent, from its start on: one that comes while it starts is not lost.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    };
+    }
+}
+
+async fn wait_for_end(
+    shared: &Arc<Shared>,
+    handover_socket: &tokio::net::UnixListener,
+    drain: &Notify,
+    signals: &mut Signals,
+) -> Ending {
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ending::Stopped,
-            _ = interrupt.recv() => return Ending::Stopped,
+            () = signals.recv() => return Ending::Stopped,
             () = drain.notified() => return Ending::Stopped,
             accepted = handover_socket.accept() => {
                 let Ok((stream, _)) = accepted else { continue };

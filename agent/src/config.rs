@@ -41,15 +41,18 @@ pub struct Places {
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Read Kubernetes manifests from this directory (*.yaml, *.yml, *.json; not from subdirectories) and follow its changes.
-    #[arg(long, value_name = "DIR", env = "WEFT_MANIFESTS")]
-    pub manifests: PathBuf,
+    /// Where objects come from.
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// Name of this node: pods whose spec.nodeName equals it are captured.
     #[arg(long, value_name = "NAME", env = "WEFT_NODE")]
     pub node: String,
     /// Where weft keeps its things.
     #[command(flatten)]
     pub places: Places,
+    /// The node's /proc, as far as this process sees it; pods are found through it unless --manifests says where they are.
+    #[arg(long, value_name = "DIR", default_value = "/proc", env = "WEFT_HOST_PROC")]
+    pub host_proc: PathBuf,
     /// Address of /metrics, /livez and /readyz, or "none".
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020", value_parser = parse_metrics_addr, env = "WEFT_METRICS_ADDR")]
     pub metrics_addr: MetricsAddr,
@@ -70,6 +73,19 @@ impl RunArgs {
     pub fn drain_timeout(&self) -> Duration {
         Duration::from_secs(self.drain_timeout_s)
     }
+}
+
+/// Where objects come from: a directory, an API server outside, or by default the API server of the cluster that the agent runs in.
+#[derive(Clone, Debug, Default, Args)]
+#[group(multiple = false)]
+pub struct SourceArgs {
+    /// Read Kubernetes manifests from this directory (*.yaml, *.yml, *.json; not from subdirectories) and follow its changes.
+    #[arg(long, value_name = "DIR", env = "WEFT_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
+    /// Read from the API server that the current context of this file names [default, without --manifests: the API server of the
+    /// cluster that the agent runs in, as its service account].
+    #[arg(long, value_name = "FILE", env = "WEFT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Arguments of `cleanup`.
@@ -124,6 +140,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn objects_come_from_one_place() {
+        let sources = |args: &[&str]| {
+            let all = ["weft-agent", "run", "--node", "n"].iter().chain(args);
+            Cli::try_parse_from(all).map(|cli| match cli.command {
+                Command::Run(args) => (args.source.manifests.is_some(), args.source.kubeconfig.is_some()),
+                Command::Cleanup(_) => unreachable!("the words say run"),
+            })
+        };
+        assert_eq!(sources(&["--manifests", "d"]).unwrap(), (true, false));
+        assert_eq!(sources(&["--kubeconfig", "f"]).unwrap(), (false, true));
+        assert_eq!(sources(&[]).unwrap(), (false, false), "the cluster that it runs in");
+        let error = sources(&["--manifests", "d", "--kubeconfig", "f"]).unwrap_err();
+        assert!(error.to_string().contains("cannot be used with"), "{error}");
     }
 
     #[test]

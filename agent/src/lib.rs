@@ -6,6 +6,7 @@ pub mod app;
 pub mod capture;
 pub mod config;
 pub mod limits;
+pub mod locate;
 pub mod metrics;
 pub mod pods;
 pub mod reconcile;

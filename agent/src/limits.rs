@@ -41,3 +41,53 @@ pub const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 pub const ADMIN_CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most live connections that `weft flows` lists.
 pub const FLOW_ROWS_MAX: usize = 10_000;
+/// Objects in one page of a list from the API server: bounds what is held of it at one time.
+pub const KUBE_PAGE_OBJECTS: u32 = 250;
+/// How long the API server may take to answer a request, or the next page of a list; its own limit is 60 s (kube-apiserver, `--request-timeout`).
+pub const KUBE_REQUEST_TIMEOUT: Duration = Duration::from_secs(65);
+/// How long a connection to the API server may take to be made.
+pub const KUBE_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence on a connection to the API server after which the kernel asks whether it is still there.
+pub const KUBE_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+/// How often it asks again.
+pub const KUBE_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it asks before the connection is given up: a half-open one is found within 45 s.
+pub const KUBE_KEEPALIVE_PROBES: u32 = 3;
+/// How long a watch lasts before the API server ends it, seconds (client-go's reflector: 5 to 10 minutes).
+pub const KUBE_WATCH_S: u32 = 290;
+/// How long a watch may be silent. An API server sends a bookmark about every minute (apiserver cacher, `defaultBookmarkFrequency`), so
+/// one that sends none for so long has stopped working, even if its kernel still answers.
+pub const KUBE_WATCH_SILENCE: Duration = Duration::from_secs(150);
+/// A watch that lived for so long has worked, whatever ended it.
+pub const KUBE_WATCH_WORKED: Duration = Duration::from_secs(5);
+/// First pause after a failed request to the API server; doubled by each further failure.
+pub const KUBE_BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause after a failed request to the API server.
+pub const KUBE_BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How often the API server is asked for kinds that it did not serve.
+pub const KUBE_DISCOVER_ABSENT: Duration = Duration::from_secs(5);
+/// How often it is asked whether a kind has a better version now.
+pub const KUBE_DISCOVER_SERVED: Duration = Duration::from_secs(60);
+/// How long a kind that was served must be missing before its objects count as gone. Until then they stay in force: an API server that
+/// starts may not know of its kinds yet.
+pub const KUBE_KIND_GONE: Duration = Duration::from_secs(30);
+/// Batches from the watches that wait to be merged.
+pub const KUBE_QUEUE_MAX: usize = 256;
+/// A burst of changes from the API server is over when nothing came for this long.
+pub const KUBE_QUIET: Duration = Duration::from_millis(5);
+/// A burst of changes from the API server is acted on after this long at the latest.
+pub const KUBE_QUIET_CAP: Duration = Duration::from_millis(50);
+/// Longest answer of the API server that is read at one time, bytes. A page that is longer is asked for in halves; one object has at most
+/// 1.5 MiB in etcd, and somewhat more as JSON.
+pub const KUBE_PAGE_BYTES_MAX: usize = 32 << 20;
+/// Longest event of a watch, bytes.
+pub const KUBE_EVENT_BYTES_MAX: usize = 8 << 20;
+/// Longest refusal of the API server that is read, bytes.
+pub const KUBE_ERROR_BYTES_MAX: usize = 64 << 10;
+/// How deep below a root the cgroup of a pod is looked for, and its processes below that: `kubelet.slice/kubelet-kubepods.slice/…-burstable.slice/…-pod….slice`
+/// is the deepest that kind makes.
+pub const POD_CGROUP_DEPTH_MAX: usize = 6;
+/// Most cgroups that one search visits. A node has at most some hundred pods of some containers each.
+pub const CGROUPS_WALKED_MAX: usize = 20_000;
+/// Most processes of a pod whose network namespaces are compared.
+pub const POD_PROCESSES_LOOKED_AT: usize = 64;

@@ -1,13 +1,16 @@
 //! This node's pods: which ones should be captured, which are, and why not.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use weft_policy::{
     ir::{FailMode, WorkloadIr},
     names::{ServiceAccountKey, WorkloadId},
 };
 
-use crate::capture::PodSpec;
+use crate::{
+    capture::PodSpec,
+    locate::{Locate, LocateError},
+};
 
 /// What is known of the pods that should be captured.
 #[derive(Debug)]
@@ -137,16 +140,13 @@ fn same_to_capture(a: &WorkloadIr, b: &WorkloadIr) -> bool {
     key(a) == key(b)
 }
 
-/// What capture needs to know of a pod.
+/// What capture needs to know of a pod: once for each place where it may be.
+///
 /// # Errors
-/// When the manifest does not say where the pod is: the reason, for people.
-pub fn pod_spec(workload: &WorkloadIr) -> Result<PodSpec, String> {
-    let located = if workload.host_network { &workload.cgroup } else { &workload.netns };
-    if located.is_none() {
-        let annotation = if workload.host_network { "weft.dev/cgroup" } else { "weft.dev/netns" };
-        return Err(format!("metadata.annotations: {annotation} must say where the pod is"));
-    }
-    Ok(PodSpec {
+/// When the pod cannot be found.
+pub fn pod_specs(workload: &WorkloadIr, locate: &Locate) -> Result<Vec<PodSpec>, LocateError> {
+    let place = locate.find(workload)?;
+    let spec = |netns: Option<PathBuf>| PodSpec {
         id: workload.id.clone(),
         namespace: Arc::clone(&workload.namespace),
         name: Arc::clone(&workload.name),
@@ -155,11 +155,12 @@ pub fn pod_spec(workload: &WorkloadIr) -> Result<PodSpec, String> {
             namespace: Arc::clone(&workload.namespace),
             name: Arc::clone(&workload.service_account),
         },
-        netns: workload.netns.clone().filter(|_| !workload.host_network),
-        cgroup: workload.cgroup.clone(),
+        netns,
+        cgroup: place.cgroup.clone(),
         ips: workload.ips.clone(),
         fail_closed: workload.fail_mode == FailMode::Closed,
-    })
+    };
+    Ok(if workload.host_network { vec![spec(None)] } else { place.netns.iter().cloned().map(Some).map(spec).collect() })
 }
 
 #[cfg(test)]

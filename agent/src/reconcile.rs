@@ -16,7 +16,8 @@ use weft_proxy::socket::PodListeners;
 use crate::{
     capture::{PodAttachment, convert::dest_key, handover::HandedListener},
     limits,
-    pods::{PodState, pod_spec},
+    locate::Locate,
+    pods::{PodState, pod_specs},
     state::Shared,
     telemetry::Chain,
     watch::Change,
@@ -83,7 +84,7 @@ impl Reconciler {
                     object = problem.object,
                     field = problem.field,
                     problem = problem.message,
-                    "manifest is not used"
+                    "object is not used as written"
                 );
             }
         }
@@ -92,6 +93,9 @@ impl Reconciler {
             return;
         }
         let dirty = self.store.apply(change.events);
+        if dirty.is_empty() {
+            return;
+        }
         let delta = lower(&self.store, &dirty);
         for diagnostic in delta.diagnostics.values().flatten().flat_map(|list| list.iter()) {
             tracing::warn!(object = %diagnostic.object, code = diagnostic.code, field = diagnostic.field, problem = diagnostic.message, "object does not work as written");
@@ -138,8 +142,15 @@ impl Reconciler {
 
     fn attach(&mut self, id: &WorkloadId) -> Option<PodListeners> {
         let workload = self.shared.pods().entry(id).map(|entry| Arc::clone(&entry.workload))?;
-        let attached = pod_spec(&workload).and_then(|spec| {
-            self.shared.capture().attach_pod(&spec, &mut self.handed).map_err(|error| Chain(&error).to_string())
+        let attached = pod_specs(&workload, &self.shared.locate).map_err(|error| error.to_string()).and_then(|specs| {
+            let mut first_error = None;
+            for spec in &specs {
+                match self.shared.capture().attach_pod(spec, &mut self.handed) {
+                    Ok(attached) => return Ok(attached),
+                    Err(error) => first_error = first_error.or_else(|| Some(Chain(&error).to_string())),
+                }
+            }
+            Err(first_error.unwrap_or_default())
         });
         match attached {
             Ok(PodAttachment { listeners, connections_before, .. }) => {
@@ -174,12 +185,27 @@ impl Reconciler {
 
     /// Captures pods anew whose sandbox was made anew under the same name and UID.
     fn follow_sandboxes(&mut self) {
-        let replaced = self.shared.capture().replaced_pods();
+        let mut replaced = self.shared.capture().replaced_pods();
+        if matches!(self.shared.locate, Locate::Host(_)) {
+            // Paths are those of processes, which come and go while the namespace stays.
+            replaced.extend(self.shared.capture().lost_pods());
+            replaced.retain(|id| self.is_elsewhere(id));
+        }
         for id in &replaced {
             tracing::info!(pod = %id, "pod has another network namespace than the one that is captured");
             self.release(id);
         }
         self.attach_all(&replaced);
+    }
+
+    /// Whether a captured pod runs in other namespaces than the one that is captured. One that runs nowhere is left as it is.
+    fn is_elsewhere(&self, id: &WorkloadId) -> bool {
+        let Some(workload) = self.shared.pods().entry(id).map(|entry| Arc::clone(&entry.workload)) else {
+            return false;
+        };
+        let Ok(place) = self.shared.locate.find(&workload) else { return false };
+        let mut capture = self.shared.capture();
+        !place.netns.iter().any(|path| capture.found_at(id, path))
     }
 
     /// Tries pods again that could not be captured.

@@ -106,6 +106,22 @@ pub fn status(status: &Status) -> String {
         }
         out.push_str(&format!("\n{files}\n"));
     }
+    if !status.sources.is_empty() {
+        let mut sources = table(&["KIND", "VERSION", "STATE", "OBJECTS", "STALE S", "LISTS", "ERRORS", "LAST ERROR"]);
+        for source in &status.sources {
+            sources.add_row([
+                source.kind.clone(),
+                or_dash(&source.version).to_owned(),
+                source.state.clone(),
+                source.objects.to_string(),
+                format!("{:.0}", source.stale_s),
+                source.relists.to_string(),
+                source.errors.values().sum::<u64>().to_string(),
+                or_dash(&source.last_error).to_owned(),
+            ]);
+        }
+        out.push_str(&format!("\n{sources}\n"));
+    }
     let troubles: Vec<_> = status.capture.counters.iter().filter(|(_, count)| **count > 0).collect();
     for (name, count) in troubles {
         out.push_str(&format!("\ncapture: {name} happened {count} times"));

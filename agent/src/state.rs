@@ -12,7 +12,12 @@ use std::{
 use weft_policy::{compile::Compiler, snapshot::SnapshotCell};
 use weft_proxy::proxy::Proxy;
 
-use crate::{capture::Capture, pods::Pods, watch::SourceProblem};
+use crate::{
+    capture::Capture,
+    locate::Locate,
+    pods::Pods,
+    watch::{SourceProblem, kube::health::Sources},
+};
 
 /// What the agent's parts share.
 pub struct Shared {
@@ -22,6 +27,10 @@ pub struct Shared {
     pub bpf_dir: PathBuf,
     /// When the agent started.
     pub started: Instant,
+    /// How this node's pods are found.
+    pub locate: Locate,
+    /// How the watches of the API server are doing; empty where objects come from a directory.
+    pub sources: Arc<Sources>,
     /// The data path.
     pub proxy: Proxy,
     /// Where the plans in force are found.
@@ -37,11 +46,19 @@ pub struct Shared {
 impl Shared {
     /// Everything as it is before the first change.
     #[must_use]
-    pub fn new(node: &str, bpf_dir: &Path, proxy: Proxy, snapshots: Arc<SnapshotCell>, capture: Capture) -> Self {
+    pub fn new(
+        (node, bpf_dir): (&str, &Path),
+        (locate, sources): (Locate, Arc<Sources>),
+        proxy: Proxy,
+        snapshots: Arc<SnapshotCell>,
+        capture: Capture,
+    ) -> Self {
         Self {
             node: node.to_owned(),
             bpf_dir: bpf_dir.to_path_buf(),
             started: Instant::now(),
+            locate,
+            sources,
             proxy,
             snapshots,
             capture: Mutex::new(capture),
@@ -73,7 +90,7 @@ impl Shared {
         lock(&self.problems)
     }
 
-    /// Whether manifests are applied and every pod was tried.
+    /// Whether objects are applied and every pod was tried.
     #[must_use]
     pub fn ready(&self) -> bool {
         self.ready.load(Ordering::Acquire) && !self.draining()

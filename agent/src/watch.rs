@@ -2,6 +2,7 @@
 //! knows where an object came from.
 
 pub mod directory;
+pub mod kube;
 pub mod notify;
 pub mod yaml;
 
@@ -20,11 +21,11 @@ pub struct Change {
 /// Something in the source that is not used, and what stays in force instead.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SourceProblem {
-    /// File.
+    /// File, or `API server`.
     pub file: String,
-    /// Document inside the file, from 1; 0 for the whole file.
+    /// Document inside the file, from 1; 0 for the whole file, and for what comes from the API server.
     pub document: usize,
-    /// Line inside the file, from 1; 0 for the whole file.
+    /// Line inside the file, from 1; 0 for the whole file, and for what comes from the API server.
     pub line: usize,
     /// The object, as far as it could be read: `TrafficSplit shop/canary`.
     pub object: String,

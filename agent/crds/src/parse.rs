@@ -52,6 +52,24 @@ pub fn parse(document: &Value) -> Parsed {
     parsed
 }
 
+/// Reads one object of a kind that is known from where it was asked for: items of an API server's lists do not repeat theirs.
+///
+/// # Errors
+/// When it cannot be used; the error says why.
+pub fn parse_as(kind: Kind, version: &str, document: &Value) -> Result<Object, ParseError> {
+    object(kind, version, document).map_err(|problems| {
+        let mut problems = problems.into_iter();
+        let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
+        let mut message = first.message;
+        for problem in problems {
+            message.push_str(&format!("; {}: {}", problem.field, problem.message));
+        }
+        let key = key(kind, document);
+        let object = key.as_ref().map_or_else(|| kind.as_str().to_owned(), ToString::to_string);
+        ParseError { key, object, field: first.field, message }
+    })
+}
+
 fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
     if document.is_null() {
         return;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::watch::SourceProblem;
+use crate::watch::{SourceProblem, kube::health::SourceView};
 
 /// `GET /status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,8 +31,11 @@ pub struct Status {
     pub pods: Vec<Pod>,
     /// Findings about objects.
     pub diagnostics: Vec<Finding>,
-    /// Manifests that are not used.
+    /// Manifests, or objects of the API server, that are not used as written.
     pub files: Vec<SourceProblem>,
+    /// How the watches of the API server are doing; empty where objects come from a directory.
+    #[serde(default)]
+    pub sources: Vec<SourceView>,
     /// The kernel's side.
     pub capture: Capture,
 }

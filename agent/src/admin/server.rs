@@ -143,6 +143,40 @@ pub async fn serve_metrics(listener: TcpListener, shared: Arc<Shared>, registry:
     }
 }
 
+/// Serves the metrics port while the agent waits for the API server: alive, and not ready. Never ends.
+pub async fn serve_waiting(listener: Option<&TcpListener>, registry: &Registry) {
+    let Some(listener) = listener else { return std::future::pending().await };
+    let slots = slots();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            continue;
+        };
+        let registry = registry.clone();
+        serve(stream, &slots, move |request| {
+            let reply = waiting(&request, &registry);
+            async move { reply }
+        });
+    }
+}
+
+fn waiting(request: &Request<Incoming>, registry: &Registry) -> Reply {
+    match request.uri().path() {
+        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the API server has not listed every kind of object yet\n"),
+        "/metrics" => exposition(registry),
+        _ => text(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+fn exposition(registry: &Registry) -> Reply {
+    let mut body = Vec::new();
+    match TextEncoder::new().encode(&registry.gather(), &mut body) {
+        Ok(()) => reply(StatusCode::OK, prometheus::TEXT_FORMAT, body.into()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
 fn metrics(request: &Request<Incoming>, shared: &Shared, registry: &Registry) -> Reply {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
@@ -159,13 +193,7 @@ fn metrics(request: &Request<Incoming>, shared: &Shared, registry: &Registry) ->
         "/readyz" if shared.ready() => text(StatusCode::OK, "ok\n"),
         "/readyz" if shared.draining() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "manifests are not applied yet\n"),
-        "/metrics" => {
-            let mut body = Vec::new();
-            match TextEncoder::new().encode(&registry.gather(), &mut body) {
-                Ok(()) => reply(StatusCode::OK, prometheus::TEXT_FORMAT, body.into()),
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            }
-        }
+        "/metrics" => exposition(registry),
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
 }

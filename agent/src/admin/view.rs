@@ -66,6 +66,7 @@ pub fn status(shared: &Shared) -> api::Status {
         pods,
         diagnostics,
         files: shared.problems().clone(),
+        sources: shared.sources.view(),
         capture: api::Capture {
             bpf_dir: shared.bpf_dir.display().to_string(),
             hooks: stats

@@ -7,7 +7,7 @@ use std::{
     io,
     net::IpAddr,
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -162,6 +162,23 @@ impl Capture {
                 && Netns::open(path, &self.home).is_ok_and(|netns| netns.cookie() != attached.config.netns_cookie)
         };
         self.attached.iter().filter(|(_, attached)| is_replaced(attached)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Captured pods at whose path there is nothing any more, though their namespace may live on.
+    #[must_use]
+    pub fn lost_pods(&self) -> Vec<WorkloadId> {
+        let is_lost = |attached: &Attached| attached.netns_path.as_ref().is_some_and(|path| !path.exists());
+        self.attached.iter().filter(|(_, attached)| is_lost(attached)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether a captured pod's namespace is at this path, too; from then on it is looked for there.
+    pub fn found_at(&mut self, id: &WorkloadId, path: &Path) -> bool {
+        let Some(attached) = self.attached.get_mut(id) else { return false };
+        let same = Netns::open(path, &self.home).is_ok_and(|netns| netns.cookie() == attached.config.netns_cookie);
+        if same {
+            attached.netns_path = Some(path.to_owned());
+        }
+        same
     }
 
     /// Changes what happens to a pod while the agent is gone.

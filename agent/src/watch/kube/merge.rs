@@ -1,0 +1,157 @@
+//! Merges what the watches say into changes, each of which is applied as one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+use weft_crds::{
+    object::{Kind, ObjectKey},
+    parse::ParseError,
+    store::ObjectEvent,
+};
+
+use super::{Batch, Seen, health::Sources};
+use crate::{
+    limits,
+    watch::{Change, SourceProblem},
+};
+
+/// What problems name instead of a file.
+const API_SERVER: &str = "API server";
+
+/// What the reconciler was told, and what it has to hear.
+#[derive(Debug)]
+pub(super) struct Merge {
+    batches: mpsc::Receiver<Batch>,
+    sources: Arc<Sources>,
+    /// Kinds that were not listed yet.
+    awaited: BTreeSet<Kind>,
+    told: BTreeMap<Kind, BTreeSet<ObjectKey>>,
+    problems: BTreeMap<ObjectKey, SourceProblem>,
+    events: Vec<ObjectEvent>,
+    changed: bool,
+}
+
+impl Merge {
+    pub(super) fn new(batches: mpsc::Receiver<Batch>, sources: Arc<Sources>) -> Self {
+        Self {
+            batches,
+            sources,
+            awaited: Kind::ALL.into(),
+            told: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            events: Vec::new(),
+            changed: false,
+        }
+    }
+
+    /// Everything, once every kind was listed.
+    pub(super) async fn first(&mut self) -> Option<Change> {
+        while !self.awaited.is_empty() {
+            let batch = self.batches.recv().await?;
+            self.take(batch);
+        }
+        Some(self.change())
+    }
+
+    /// What changed since; bursts are one change.
+    pub(super) async fn next(&mut self) -> Option<Change> {
+        loop {
+            let batch = self.batches.recv().await?;
+            self.take(batch);
+            let cap = Instant::now() + limits::KUBE_QUIET_CAP;
+            while let Ok(batch) = timeout_at((Instant::now() + limits::KUBE_QUIET).min(cap), self.batches.recv()).await
+            {
+                let Some(batch) = batch else { break };
+                self.take(batch);
+            }
+            if self.changed {
+                return Some(self.change());
+            }
+        }
+    }
+
+    fn change(&mut self) -> Change {
+        self.changed = false;
+        for (kind, told) in &self.told {
+            self.sources.count(*kind, told.len());
+        }
+        Change { events: std::mem::take(&mut self.events), problems: self.problems.values().cloned().collect() }
+    }
+
+    fn take(&mut self, batch: Batch) {
+        match batch {
+            Batch::Replace(kind, seen) => {
+                self.awaited.remove(&kind);
+                let present: BTreeSet<ObjectKey> = seen.iter().filter_map(key).collect();
+                let gone: Vec<ObjectKey> = self.told.get(&kind).into_iter().flatten().cloned().collect();
+                let unnamed: Vec<ObjectKey> = self.problems.keys().filter(|key| key.kind == kind).cloned().collect();
+                for key in gone.into_iter().chain(unnamed).filter(|key| !present.contains(key)) {
+                    self.delete(key);
+                }
+                for one in seen {
+                    self.apply(kind, one);
+                }
+            }
+            Batch::Apply(kind, seen) => self.apply(kind, seen),
+            Batch::Delete(key) => self.delete(key),
+        }
+    }
+
+    fn apply(&mut self, kind: Kind, seen: Seen) {
+        match seen {
+            Ok(object) => {
+                let key = object.key();
+                self.changed |= self.problems.remove(&key).is_some();
+                self.told.entry(kind).or_default().insert(key);
+                self.events.push(ObjectEvent::Apply(object));
+                self.changed = true;
+            }
+            Err(error) => {
+                // The API server names every object; one without a name has no key to keep anything by.
+                let key = error.key.clone().unwrap_or_else(|| ObjectKey::new(kind, "", ""));
+                let known = self.told.get(&kind).is_some_and(|told| told.contains(&key));
+                let fate = if known { "the last good version stays in force" } else { "nothing of it is in force" };
+                let problem = problem(error, fate);
+                if self.problems.get(&key) != Some(&problem) {
+                    self.problems.insert(key, problem);
+                    self.changed = true;
+                }
+            }
+        }
+    }
+
+    fn delete(&mut self, key: ObjectKey) {
+        self.changed |= self.problems.remove(&key).is_some();
+        if self.told.get_mut(&key.kind).is_some_and(|told| told.remove(&key)) {
+            self.events.push(ObjectEvent::Delete(key));
+            self.changed = true;
+        }
+    }
+}
+
+fn key(seen: &Seen) -> Option<ObjectKey> {
+    match seen {
+        Ok(object) => Some(object.key()),
+        Err(error) => error.key.clone(),
+    }
+}
+
+fn problem(error: ParseError, fate: &str) -> SourceProblem {
+    SourceProblem {
+        file: API_SERVER.to_owned(),
+        document: 0,
+        line: 0,
+        object: error.object,
+        field: error.field,
+        message: format!("{}; {fate}", error.message),
+    }
+}
+
+#[cfg(test)]
+mod tests;
