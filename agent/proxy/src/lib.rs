@@ -28,10 +28,26 @@ mod worker;
 /// What reads bytes of peers, as pure functions: for fuzzing only, no part of the interface.
 #[doc(hidden)]
 pub mod fuzzing {
+    use http::Request;
+
     pub use crate::{
         detect::{Detected, classify},
         hello::{Hello, Progress, Reader},
     };
+    use crate::{
+        http::{canonical, hop},
+        reply::Reason,
+    };
+
+    /// Makes a request what goes to an endpoint, as far as one request alone tells.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn canonical<B>(request: &mut Request<B>) -> Result<(), Reason> {
+        let target = canonical::check(request, None).map_err(|reply| reply.reason)?;
+        *request.uri_mut() = target.path;
+        hop::request(request.headers_mut()).map(drop).map_err(|_| Reason::ConnectionInvalid)
+    }
 }
 
 #[cfg(test)]

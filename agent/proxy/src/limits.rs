@@ -65,6 +65,8 @@ pub const HALF_CLOSED_GRACE: Duration = Duration::from_secs(10);
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most header fields of a request or response (hyper's built-in maximum, which needs no allocation).
 pub const HEADERS_MAX: usize = 100;
+/// Longest path and query of a request, bytes. Servers take less: nginx and Apache 8 KiB, Node.js 16 KiB with all fields.
+pub const TARGET_BYTES_MAX: usize = 16 * 1024;
 /// How long a request body waits for `100 Continue` before it is sent anyway (RFC 9110 10.1.1; curl: 1 s).
 pub const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a closing connection is read for, so that the answer is not lost to a reset (nginx `lingering_timeout`: 5 s).

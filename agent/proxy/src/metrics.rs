@@ -59,10 +59,11 @@ pub(crate) enum Limit {
     H2Stall,
     H2UpstreamStreams,
     H2Refused,
+    TargetBytes,
 }
 
 impl Limit {
-    const ALL: [Self; 28] = [
+    const ALL: [Self; 29] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -91,6 +92,7 @@ impl Limit {
         Self::H2Stall,
         Self::H2UpstreamStreams,
         Self::H2Refused,
+        Self::TargetBytes,
     ];
 
     fn as_str(self) -> &'static str {
@@ -123,6 +125,7 @@ impl Limit {
             Self::H2Stall => "h2_stall",
             Self::H2UpstreamStreams => "h2_upstream_streams",
             Self::H2Refused => "h2_refused",
+            Self::TargetBytes => "target_bytes",
         }
     }
 }
@@ -168,6 +171,7 @@ pub(crate) struct Metrics {
     limits: Vec<IntCounter>,
     pub(crate) resets: IntCounter,
     pub(crate) split_skipped: IntCounter,
+    pub(crate) fields_removed: IntCounter,
     pub(crate) accept_errors: IntCounter,
     owners: Mutex<HashMap<Owner, OwnerSeries>>,
 }
@@ -247,6 +251,10 @@ impl Metrics {
             split_skipped: single(
                 "weft_split_skipped_total",
                 "Choices made without a backend that has a weight but no ready endpoint",
+            )?,
+            fields_removed: single(
+                "weft_request_fields_removed_total",
+                "Fields that clients sent and only the mesh may set",
             )?,
             accept_errors: single("weft_accept_errors_total", "Failed accepts on pods' listeners")?,
             owners: Mutex::default(),

@@ -45,6 +45,10 @@ pub enum Reason {
     TransferCoding,
     /// The request target is none that a server takes.
     TargetInvalid,
+    /// Servers read the request's path in different ways.
+    PathAmbiguous,
+    /// An `Expect` other than one `100-continue`.
+    Expectation,
     /// `Connection` names a field that is not its to name.
     ConnectionInvalid,
     /// The request's head is too large.
@@ -64,7 +68,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -81,6 +85,8 @@ impl Reason {
         Self::FramingConflict,
         Self::TransferCoding,
         Self::TargetInvalid,
+        Self::PathAmbiguous,
+        Self::Expectation,
         Self::ConnectionInvalid,
         Self::HeadTooLarge,
         Self::TargetTooLong,
@@ -111,6 +117,8 @@ impl Reason {
             Self::FramingConflict => "framing_conflict",
             Self::TransferCoding => "transfer_coding",
             Self::TargetInvalid => "target_invalid",
+            Self::PathAmbiguous => "path_ambiguous",
+            Self::Expectation => "expectation",
             Self::ConnectionInvalid => "connection_invalid",
             Self::HeadTooLarge => "head_too_large",
             Self::TargetTooLong => "target_too_long",
@@ -141,7 +149,9 @@ impl Reason {
             | Self::HostInvalid
             | Self::FramingConflict
             | Self::TargetInvalid
+            | Self::PathAmbiguous
             | Self::ConnectionInvalid => StatusCode::BAD_REQUEST,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -163,6 +173,7 @@ impl Reason {
                 | Self::FramingConflict
                 | Self::TransferCoding
                 | Self::TargetInvalid
+                | Self::Expectation
                 | Self::ConnectionInvalid
                 | Self::HeadTooLarge
                 | Self::TargetTooLong

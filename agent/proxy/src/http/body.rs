@@ -256,7 +256,7 @@ impl RequestBody {
             if let Some(data) = frame.data_ref() {
                 bump(&self.meter.request_bytes, data.len());
             } else if let Some(trailers) = frame.trailers_mut() {
-                hop::trailers(trailers);
+                hop::request_trailers(trailers);
             }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(RequestBodyError::Read)))

@@ -1,5 +1,6 @@
-//! What a request must be before anything routes it, so that weft and the application read the same request. The one place for such
-//! rules; whatever it lets through is forwarded as it came.
+//! What a request must be before anything routes or authorizes it, so that weft and the application read the same request. The one
+//! place for such rules. What can be read in one way only is made canonical, and is forwarded like that; what cannot is refused
+//! (docs/decisions/0010).
 
 use http::{
     HeaderMap, HeaderValue, Method, Request, Uri, Version, header,
@@ -7,17 +8,20 @@ use http::{
 };
 
 use crate::{
-    http::scan::Fault,
+    http::{host, path, reserved, scan::Fault},
+    limits,
     reply::{LocalReply, Reason},
 };
 
 /// What a request is for, once it is checked. Its authority is in `Host` in every version.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// The path and query, byte for byte.
+    /// The path in its canonical form, and the query byte for byte.
     pub(crate) path: Uri,
-    /// The scheme and authority of HTTP/2, as they came.
+    /// The scheme and authority of HTTP/2.
     pub(crate) origin: Option<(Scheme, Authority)>,
+    /// Names of fields that were taken out because they are the mesh's to set.
+    pub(crate) removed: u64,
 }
 
 /// Checks a request, makes it canonical, and gives its target.
@@ -38,14 +42,16 @@ pub(crate) fn check<B>(request: &mut Request<B>, fault: Option<Fault>) -> Result
             "CONNECT is not for a server that the mesh stands in front of",
         ));
     }
-    codings(request)?;
+    framing(request.headers())?;
+    expectation(request)?;
     let path = target(request)?;
-    host(request)?;
+    authority(request)?;
     let origin = if request.version() == Version::HTTP_2 { Some(http2(request)?) } else { None };
-    Ok(Target { path, origin })
+    let removed = reserved::strip(request.headers_mut());
+    Ok(Target { path, origin, removed })
 }
 
-/// What HTTP/2 leaves to its users: values without spaces around them, a scheme that is HTTP's, one authority, one `Cookie`.
+/// What HTTP/2 leaves to its users: values without spaces around them, a scheme, one authority, one `Cookie`.
 fn http2<B>(request: &mut Request<B>) -> Result<(Scheme, Authority), LocalReply> {
     let padded = |value: &HeaderValue| {
         let value = value.as_bytes();
@@ -55,25 +61,12 @@ fn http2<B>(request: &mut Request<B>) -> Result<(Scheme, Authority), LocalReply>
     if request.headers().values().any(padded) {
         return Err(LocalReply::new(Reason::MalformedRequest, "a field's value begins or ends with a space"));
     }
-    let scheme = match request.uri().scheme() {
-        // Without an authority there is no place for it.
-        None => Scheme::HTTP,
-        Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => scheme.clone(),
-        Some(_) => return Err(LocalReply::new(Reason::TargetInvalid, "scheme is neither http nor https")),
-    };
-    let authority = match (request.uri().authority().cloned(), request.headers().get(header::HOST)) {
-        (Some(authority), Some(_)) => authority,
-        (Some(authority), None) => {
-            if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-                request.headers_mut().insert(header::HOST, host);
-            }
-            authority
-        }
-        // Clients should not, but an intermediary that had no authority to begin with may (RFC 9113 8.3.1).
-        (None, host) => host
-            .and_then(|host| Authority::try_from(host.as_bytes()).ok())
-            .ok_or_else(|| LocalReply::new(Reason::HostInvalid, "Host is no authority"))?,
-    };
+    // Without an authority there is no place for a scheme.
+    let scheme = request.uri().scheme().cloned().unwrap_or(Scheme::HTTP);
+    // Clients should send an authority, but an intermediary that had none to begin with may send `Host` alone (RFC 9113 8.3.1). It is
+    // there in both cases by now.
+    let authority = request.headers().get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let authority = authority.ok_or_else(|| LocalReply::new(Reason::HostInvalid, "Host is no authority"))?;
     join_cookies(request.headers_mut());
     Ok((scheme, authority))
 }
@@ -90,8 +83,12 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn codings<B>(request: &Request<B>) -> Result<(), LocalReply> {
-    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+/// One framing, said once.
+fn framing(headers: &HeaderMap) -> Result<(), LocalReply> {
+    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(LocalReply::new(Reason::FramingConflict, "request has several Content-Length fields"));
+    }
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
         (Some(one), None) if one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
@@ -101,50 +98,103 @@ fn codings<B>(request: &Request<B>) -> Result<(), LocalReply> {
     }
 }
 
+/// `100-continue` and nothing else (RFC 9110 10.1.1): whoever reads another expectation differently waits for a body that does not come,
+/// or takes it for the next request.
+fn expectation<B>(request: &Request<B>) -> Result<(), LocalReply> {
+    // HTTP/1.0 knows none, and they are taken out.
+    if request.version() == Version::HTTP_10 {
+        return Ok(());
+    }
+    let mut expectations = request.headers().get_all(header::EXPECT).iter();
+    match (expectations.next(), expectations.next()) {
+        (None, _) => Ok(()),
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(()),
+        _ => Err(LocalReply::new(Reason::Expectation, "the only expectation that is understood is one `100-continue`")),
+    }
+}
+
+/// Path and query. HTTP/2 has them in a field of their own; in HTTP/1 the scheme and the authority of the absolute form go.
 fn target<B>(request: &Request<B>) -> Result<Uri, LocalReply> {
     let uri = request.uri();
     let invalid = |what: &str| LocalReply::new(Reason::TargetInvalid, what);
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err(invalid("request target has user information"));
     }
+    if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err(invalid("scheme is neither http nor https"));
+    }
     match uri.path_and_query() {
-        Some(path) if path.as_str() == "*" && request.method() != Method::OPTIONS => {
-            Err(invalid("request target `*` is for OPTIONS"))
+        Some(target) if target.as_str() == "*" => {
+            if request.method() == Method::OPTIONS {
+                Ok(Uri::from(target.clone()))
+            } else {
+                Err(invalid("request target `*` is for OPTIONS"))
+            }
         }
-        Some(path) => Ok(Uri::from(path.clone())),
+        Some(target) => canonical(target).map(Uri::from),
         // `http://host` stands for its root (RFC 9110 4.2.3).
         None if uri.scheme().is_some() => Ok(Uri::from(PathAndQuery::from_static("/"))),
         None => Err(invalid("request target is an authority")),
     }
 }
 
-fn host<B>(request: &Request<B>) -> Result<(), LocalReply> {
+fn canonical(target: &PathAndQuery) -> Result<PathAndQuery, LocalReply> {
+    if target.as_str().len() > limits::TARGET_BYTES_MAX {
+        return Err(LocalReply::new(
+            Reason::TargetTooLong,
+            format_args!("path and query are longer than {} bytes", limits::TARGET_BYTES_MAX),
+        ));
+    }
+    let refused = |why: path::Ambiguity| LocalReply::new(Reason::PathAmbiguous, why);
+    let path = match path::canonical(target.path()).map_err(refused)? {
+        Some(path) => path,
+        // `http://host?query` has an empty path, which stands for the root as well.
+        None if target.as_str().starts_with('?') => "/".to_owned(),
+        None => return Ok(target.clone()),
+    };
+    let whole = match target.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    PathAndQuery::try_from(whole)
+        .map_err(|error| LocalReply::new(Reason::TargetInvalid, format_args!("request target: {error}")))
+}
+
+/// One authority, in one form, in `Host`.
+fn authority<B>(request: &mut Request<B>) -> Result<(), LocalReply> {
+    let invalid = |why: &str| LocalReply::new(Reason::HostInvalid, why);
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (host, another) = (hosts.next(), hosts.next());
     if another.is_some() {
-        return Err(LocalReply::new(Reason::HostInvalid, "request has several Host fields"));
+        return Err(invalid("request has several Host fields"));
     }
-    let Some(host) = host else {
-        return match request.version() {
-            // HTTP/1.0 knows no Host.
-            Version::HTTP_10 => Ok(()),
-            Version::HTTP_2 if request.uri().authority().is_some() => Ok(()),
-            Version::HTTP_2 => Err(LocalReply::new(Reason::HostMissing, "request has no authority")),
-            _ => Err(LocalReply::new(Reason::HostMissing, "request has no Host")),
-        };
-    };
-    let Ok(host) = host.to_str() else {
-        return Err(LocalReply::new(Reason::HostInvalid, "Host is not text"));
-    };
-    if host.contains(|c: char| c.is_ascii_whitespace() || matches!(c, ',' | '/' | '?' | '#' | '@' | '\\')) {
-        return Err(LocalReply::new(Reason::HostInvalid, "Host is no host"));
+    let of_target = request.uri().authority().map(Authority::as_str);
+    if let Some(authority) = of_target {
+        host::check(authority.as_bytes()).map_err(invalid)?;
     }
-    match request.uri().authority() {
-        Some(authority) if !authority.as_str().eq_ignore_ascii_case(host) => {
-            Err(LocalReply::new(Reason::HostInvalid, "Host is not the host of the request target"))
+    let version = request.version();
+    let canonical = match (host, of_target) {
+        (Some(host), of_target) => {
+            let host = host::check(host.as_bytes()).map_err(invalid)?;
+            if of_target.is_some_and(|authority| !host::is_same(authority, host)) {
+                return Err(invalid("Host is not the host of the request target"));
+            }
+            // The target's own goes first where there are two (RFC 9112 3.2.2, RFC 9113 8.3.1).
+            host::canonical(of_target.unwrap_or(host))
         }
-        _ => Ok(()),
+        // HTTP/2 has no `Host`, and HTTP/1.0 knows none.
+        (None, Some(authority)) if version != Version::HTTP_11 => host::canonical(authority),
+        (None, _) if version == Version::HTTP_10 => return Ok(()),
+        (None, _) if version == Version::HTTP_2 => {
+            return Err(LocalReply::new(Reason::HostMissing, "request has no authority"));
+        }
+        (None, _) => return Err(LocalReply::new(Reason::HostMissing, "request has no Host")),
+    };
+    if host.is_none_or(|host| host.as_bytes() != canonical.as_bytes()) {
+        let canonical = HeaderValue::from_str(&canonical).map_err(|_| invalid("Host is not text"))?;
+        request.headers_mut().insert(header::HOST, canonical);
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -174,9 +224,11 @@ mod tests {
     #[test]
     fn requests_of_http2_have_one_authority_and_one_cookie() {
         type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Result<&'a str, Reason>);
-        let table: [Case<'_>; 14] = [
+        let table: [Case<'_>; 16] = [
             ("http://a/x?y", &[], Ok("http a /x?y a ")),
-            ("http://a/x", &[("host", "A")], Ok("http a /x A ")),
+            ("http://a/x", &[("host", "A")], Ok("http a /x a ")),
+            ("http://WEB:80/x", &[("host", "web.")], Ok("http web:80 /x web:80 ")),
+            ("http://a;b/x", &[], Err(Reason::HostInvalid)),
             ("https://a:8080/", &[], Ok("https a:8080 / a:8080 ")),
             ("http://a/x", &[("host", "b")], Err(Reason::HostInvalid)),
             ("http://a/x", &[("host", "a"), ("host", "a")], Err(Reason::HostInvalid)),
@@ -199,8 +251,23 @@ mod tests {
     fn requests_that_two_readers_could_read_differently_are_refused() {
         let host = [("host", "a")];
         type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Result<&'a str, Reason>);
-        let table: [Case<'_>; 15] = [
-            ("GET", "/a//b/../%2e?x=%00&y", &host, Ok("/a//b/../%2e?x=%00&y")),
+        let table: [Case<'_>; 25] = [
+            ("GET", "/a//b/../%2e?x=%00&y=//../", &host, Ok("/a/?x=%00&y=//../")),
+            ("GET", "/a%2Fb", &host, Err(Reason::PathAmbiguous)),
+            ("GET", "http://a?x", &host, Ok("/?x")),
+            ("GET", "http://a//x", &host, Ok("/x")),
+            ("GET", "ftp://a/", &host, Err(Reason::TargetInvalid)),
+            ("GET", "http://a:80/x", &host, Ok("/x")),
+            ("GET", "http://a:81/x", &host, Err(Reason::HostInvalid)),
+            ("GET", "/", &[("host", "")], Err(Reason::HostInvalid)),
+            ("PUT", "/", &[("host", "a"), ("expect", "100-Continue")], Ok("/")),
+            ("PUT", "/", &[("host", "a"), ("expect", "100-continue, x")], Err(Reason::Expectation)),
+            (
+                "PUT",
+                "/",
+                &[("host", "a"), ("content-length", "1"), ("content-length", "1")],
+                Err(Reason::FramingConflict),
+            ),
             ("OPTIONS", "*", &host, Ok("*")),
             ("GET", "*", &host, Err(Reason::TargetInvalid)),
             ("GET", "http://a/x?y", &host, Ok("/x?y")),

@@ -24,6 +24,7 @@ use crate::{
         scan::Fault,
         upstream,
     },
+    metrics::Limit,
     reply::{LocalReply, Reason},
 };
 
@@ -38,7 +39,12 @@ pub(crate) async fn exchange(
     let wants_body = request.method() != Method::HEAD;
     let outcome = match canonical::check(&mut request, fault) {
         Ok(target) => forward(&link, target, request, &mut record).await,
-        Err(reply) => Err(reply),
+        Err(reply) => {
+            if reply.reason == Reason::TargetTooLong {
+                link.worker.metrics.reached(Limit::TargetBytes);
+            }
+            Err(reply)
+        }
     };
     let canceled = matches!(&outcome, Err(reply) if reply.reason == Reason::BodyIncomplete);
     let (mut parts, source) = match outcome {
@@ -124,6 +130,9 @@ fn prepare(
     request: Request<Incoming>,
     grpc: bool,
 ) -> Result<Outgoing, LocalReply> {
+    if target.removed > 0 {
+        link.worker.metrics.fields_removed.inc_by(target.removed);
+    }
     let (mut parts, body) = request.into_parts();
     parts.uri = target.path;
     let one_zero = parts.version == Version::HTTP_10;

@@ -18,7 +18,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 /// The gRPC status for an answer of the mesh (grpc/doc/http-grpc-status-mapping.md).
 fn status_for(status: StatusCode) -> u8 {
     match status.as_u16() {
-        400 | 431 => 13,
+        400 | 417 | 431 => 13,
         401 => 16,
         403 => 7,
         404 | 501 => 12,
@@ -90,7 +90,7 @@ mod tests {
         use crate::reply::Reason;
         for reason in Reason::ALL {
             let expect = match reason.status().as_u16() {
-                400 | 431 => 13,
+                400 | 417 | 431 => 13,
                 403 => 7,
                 501 => 12,
                 502 | 503 => 14,
