@@ -10,6 +10,7 @@ pub mod mariadb;
 pub mod nginx;
 pub mod redis;
 pub mod script;
+pub mod witness;
 
 /// Names another virtual environment.
 pub const PYTHON_VARIABLE: &str = "WEFT_PYTHON_PREFIX";

@@ -42,8 +42,9 @@ const TOOLS: [Tool; 8] = [
 ];
 
 /// Real servers and clients, which tests run in pods as they are.
-const PROGRAMS: [Tool; 9] = [
+const PROGRAMS: [Tool; 10] = [
     ("nginx", "nginx", "serves HTTP/1.1, HTTP/2 and TLS in a pod"),
+    ("haproxy", "haproxy", "notes the requests that it reads, as nginx does with another parser"),
     ("openssl", "openssl", "makes the certificate of a server whose TLS passes through"),
     ("redis-server", "redis-server", "is a server whose client speaks first, on a port of no declared protocol"),
     ("redis-cli", "redis-tools", "is the client of redis"),

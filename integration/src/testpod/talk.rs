@@ -16,12 +16,12 @@ const STUCK: Duration = Duration::from_millis(500);
 /// One step of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Write this.
-    Send(String),
+    /// Write this. `\\r`, `\\n` and `\\xNN` stand for bytes.
+    Send(Vec<u8>),
     /// Write so many bytes of `x`.
     Fill(usize),
     /// Read until this has arrived (after what the step before has read).
-    Until(String),
+    Until(Vec<u8>),
     /// Half-close.
     Shutdown,
     /// Read to the end.
@@ -46,8 +46,36 @@ impl FromStr for Step {
     }
 }
 
-fn unescape(text: &str) -> String {
-    text.replace("\\r", "\r").replace("\\n", "\n")
+fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        bytes.extend(before.as_bytes());
+        let hex =
+            after.strip_prefix('x').and_then(|hex| Some((u8::from_str_radix(hex.get(..2)?, 16).ok()?, &hex[2..])));
+        let (byte, beyond) = match after.chars().next() {
+            Some('r') => (b'\r', &after[1..]),
+            Some('n') => (b'\n', &after[1..]),
+            _ => hex.unwrap_or((b'\\', after)),
+        };
+        bytes.push(byte);
+        rest = beyond;
+    }
+    bytes.extend(rest.as_bytes());
+    bytes
+}
+
+/// A step that writes these bytes, whatever they are.
+#[must_use]
+pub fn send(bytes: &[u8]) -> String {
+    let mut step = "send:".to_owned();
+    for byte in bytes {
+        match byte {
+            b' '..=b'~' if *byte != b'\\' => step.push(char::from(*byte)),
+            _ => step.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    step
 }
 
 /// What is to be done.
@@ -150,11 +178,11 @@ async fn perform(
     flooded: &mut u64,
 ) -> std::io::Result<Progress> {
     match step {
-        Step::Send(text) => stream.write_all(text.as_bytes()).await?,
+        Step::Send(bytes) => stream.write_all(bytes).await?,
         Step::Fill(size) => stream.write_all(&vec![b'x'; *size]).await?,
         Step::Shutdown => stream.shutdown().await?,
         Step::Until(text) => loop {
-            let found = received[*read_from..].windows(text.len()).position(|window| window == text.as_bytes());
+            let found = received[*read_from..].windows(text.len()).position(|window| window == text);
             if let Some(position) = found {
                 *read_from += position + text.len();
                 break;
@@ -180,7 +208,10 @@ mod tests {
 
     #[test]
     fn steps_are_read() {
-        assert_eq!("send:GET / HTTP/1.1\\r\\n".parse::<Step>().unwrap(), Step::Send("GET / HTTP/1.1\r\n".to_owned()));
+        assert_eq!("send:GET / HTTP/1.1\\r\\n".parse::<Step>().unwrap(), Step::Send(b"GET / HTTP/1.1\r\n".to_vec()));
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(send(&bytes).parse::<Step>().unwrap(), Step::Send(bytes));
+        assert_eq!("send:a\\b\\x4".parse::<Step>().unwrap(), Step::Send(b"a\\b\\x4".to_vec()));
         assert_eq!("end".parse::<Step>().unwrap(), Step::End);
         assert!("sleep:1".parse::<Step>().is_err());
     }
