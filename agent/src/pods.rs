@@ -179,6 +179,7 @@ mod tests {
             host_network: false,
             meshed,
             fail_mode: FailMode::Open,
+            fail_open_by: None,
             netns: Some("/run/netns/a".into()),
             cgroup: None,
             state: weft_policy::ir::WorkloadState::Ready,

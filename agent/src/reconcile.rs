@@ -101,7 +101,7 @@ impl Reconciler {
             tracing::warn!(object = %diagnostic.object, code = diagnostic.code, field = diagnostic.field, problem = diagnostic.message, "object does not work as written");
         }
         let pods = self.shared.pods().change(&delta.workloads);
-        let Compiled { snapshot, reach } = self.shared.compiler().apply(delta);
+        let Compiled { snapshot, reach, .. } = self.shared.compiler().apply(delta);
 
         for id in &pods.release {
             self.release(id);

@@ -11,6 +11,7 @@ use weft_policy::{
 
 use crate::store::{Dirty, ObjectStore};
 
+mod access;
 mod endpoints;
 mod routes;
 mod services;
@@ -39,7 +40,28 @@ pub fn lower(store: &ObjectStore, dirty: &Dirty) -> IrDelta {
     for name in &dirty.namespaces {
         let mut findings = Findings::default();
         workloads::namespace(store, name, &mut findings);
+        delta.stances.insert(name.clone(), workloads::stance(store, name));
         delta.namespace_diagnostics.insert(name.clone(), findings.finish());
+    }
+    for account in &dirty.accounts {
+        let mut findings = Findings::default();
+        let access = access::of_account(store, account, &mut findings).map(Arc::new);
+        delta.access.insert(account.clone(), access);
+        let object = ObjectRef::new("ServiceAccount", &account.namespace, &account.name);
+        delta.access_diagnostics.insert(object, findings.finish());
+    }
+    for name in &dirty.bindings {
+        let mut findings = Findings::default();
+        let object = ObjectRef::new("IdentityBinding", &name.0, &name.1);
+        let binding = access::of_binding(store, name, &mut findings).map(Arc::new);
+        delta.bindings.insert(object.clone(), binding);
+        delta.access_diagnostics.insert(object, findings.finish());
+    }
+    for name in &dirty.targets {
+        let mut findings = Findings::default();
+        access::target(store, name, &mut findings);
+        let object = ObjectRef::new("TrafficTarget", &name.0, &name.1);
+        delta.access_diagnostics.insert(object, findings.finish());
     }
     delta
 }

@@ -7,7 +7,10 @@ use weft_policy::names::ObjectRef;
 
 use crate::{
     core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
-    smi::{http_route_group::HttpRouteGroup, traffic_split::TrafficSplit},
+    smi::{
+        http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
+        traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
+    },
 };
 
 /// The kinds that weft reads. The API group goes with the kind; the version does not tell objects apart.
@@ -25,12 +28,30 @@ pub enum Kind {
     TrafficSplit,
     /// `specs.smi-spec.io`
     HttpRouteGroup,
+    /// `specs.smi-spec.io`
+    TcpRoute,
+    /// `specs.smi-spec.io`
+    UdpRoute,
+    /// `access.smi-spec.io`
+    TrafficTarget,
+    /// `access.smi-spec.io`
+    IdentityBinding,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::TrafficSplit, Self::HttpRouteGroup];
+    pub const ALL: [Self; 10] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::TrafficSplit,
+        Self::HttpRouteGroup,
+        Self::TcpRoute,
+        Self::UdpRoute,
+        Self::TrafficTarget,
+        Self::IdentityBinding,
+    ];
 
     /// As in manifests.
     #[must_use]
@@ -42,6 +63,10 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::TrafficSplit => "TrafficSplit",
             Self::HttpRouteGroup => "HTTPRouteGroup",
+            Self::TcpRoute => "TCPRoute",
+            Self::UdpRoute => "UDPRoute",
+            Self::TrafficTarget => "TrafficTarget",
+            Self::IdentityBinding => "IdentityBinding",
         }
     }
 
@@ -52,7 +77,8 @@ impl Kind {
             Self::Namespace | Self::Pod | Self::Service => "",
             Self::EndpointSlice => "discovery.k8s.io",
             Self::TrafficSplit => "split.smi-spec.io",
-            Self::HttpRouteGroup => "specs.smi-spec.io",
+            Self::HttpRouteGroup | Self::TcpRoute | Self::UdpRoute => "specs.smi-spec.io",
+            Self::TrafficTarget | Self::IdentityBinding => "access.smi-spec.io",
         }
     }
 
@@ -61,7 +87,10 @@ impl Kind {
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::Namespace | Self::Pod | Self::Service | Self::EndpointSlice => &["v1"],
-            Self::TrafficSplit | Self::HttpRouteGroup => &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"],
+            Self::TrafficSplit | Self::HttpRouteGroup | Self::TcpRoute | Self::TrafficTarget => {
+                &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"]
+            }
+            Self::UdpRoute | Self::IdentityBinding => &["v1alpha4"],
         }
     }
 
@@ -122,6 +151,14 @@ pub enum Object {
     TrafficSplit(Arc<TrafficSplit>),
     /// `specs.smi-spec.io` HTTPRouteGroup.
     HttpRouteGroup(Arc<HttpRouteGroup>),
+    /// `specs.smi-spec.io` TCPRoute.
+    TcpRoute(Arc<TcpRoute>),
+    /// `specs.smi-spec.io` UDPRoute.
+    UdpRoute(Arc<UdpRoute>),
+    /// `access.smi-spec.io` TrafficTarget.
+    TrafficTarget(Arc<TrafficTarget>),
+    /// `access.smi-spec.io` IdentityBinding.
+    IdentityBinding(Arc<IdentityBinding>),
 }
 
 impl Object {
@@ -135,6 +172,10 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::TrafficSplit(_) => Kind::TrafficSplit,
             Self::HttpRouteGroup(_) => Kind::HttpRouteGroup,
+            Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::UdpRoute(_) => Kind::UdpRoute,
+            Self::TrafficTarget(_) => Kind::TrafficTarget,
+            Self::IdentityBinding(_) => Kind::IdentityBinding,
         }
     }
 
@@ -148,6 +189,10 @@ impl Object {
             Self::EndpointSlice(object) => &object.meta,
             Self::TrafficSplit(object) => &object.meta,
             Self::HttpRouteGroup(object) => &object.meta,
+            Self::TcpRoute(object) => &object.meta,
+            Self::UdpRoute(object) => &object.meta,
+            Self::TrafficTarget(object) => &object.meta,
+            Self::IdentityBinding(object) => &object.meta,
         }
     }
 

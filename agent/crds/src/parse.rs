@@ -12,7 +12,10 @@ use crate::{
     decode::{self, FieldError, Problems},
     limits,
     object::{Kind, Object, ObjectKey},
-    smi::{http_route_group::HttpRouteGroup, traffic_split::TrafficSplit},
+    smi::{
+        http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
+        traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
+    },
 };
 
 mod kinds;
@@ -180,6 +183,19 @@ fn object(kind: Kind, version: &str, document: &Value) -> Result<Object, Problem
         Kind::HttpRouteGroup => {
             let group = HttpRouteGroup::new(object_meta(document)?, document, &mut problems);
             Object::HttpRouteGroup(group.map_err(one)?.into())
+        }
+        Kind::TcpRoute => {
+            let route = TcpRoute::new(object_meta(document)?, document, &mut problems);
+            Object::TcpRoute(route.map_err(one)?.into())
+        }
+        Kind::UdpRoute => {
+            let route = UdpRoute::new(object_meta(document)?, document, &mut problems);
+            Object::UdpRoute(route.map_err(one)?.into())
+        }
+        Kind::TrafficTarget => Object::TrafficTarget(TrafficTarget::new(object_meta(document)?, document)?.into()),
+        Kind::IdentityBinding => {
+            let binding = IdentityBinding::new(object_meta(document)?, document, &mut problems);
+            Object::IdentityBinding(binding.map_err(one)?.into())
         }
     };
     if problems.is_empty() { Ok(object) } else { Err(problems) }

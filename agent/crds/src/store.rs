@@ -9,15 +9,20 @@ use std::{
     sync::Arc,
 };
 
-use weft_policy::names::{ServiceKey, WorkloadId};
+use weft_policy::names::{ServiceAccountKey, ServiceKey, WorkloadId};
 
 use crate::{
     core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
     object::{Kind, Object, ObjectKey},
-    smi::{http_route_group::HttpRouteGroup, traffic_split::TrafficSplit},
+    smi::{
+        http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
+        traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
+    },
 };
 
+mod access;
 mod index;
+mod labels;
 
 use index::Index;
 pub(crate) use index::Mention;
@@ -43,15 +48,27 @@ pub struct Dirty {
     pub endpoints: BTreeSet<(ServiceKey, u16)>,
     /// Pods.
     pub workloads: BTreeSet<WorkloadId>,
-    /// Namespaces, for what is said about themselves.
+    /// Namespaces, for what is said about themselves, and what they say about their pods.
     pub namespaces: BTreeSet<Arc<str>>,
+    /// Service accounts, for what TrafficTargets say about them as destinations.
+    pub accounts: BTreeSet<ServiceAccountKey>,
+    /// IdentityBindings, likewise, by namespace and name.
+    pub bindings: BTreeSet<(Arc<str>, Arc<str>)>,
+    /// TrafficTargets, for what is said about themselves, by namespace and name.
+    pub targets: BTreeSet<(Arc<str>, Arc<str>)>,
 }
 
 impl Dirty {
     /// Whether nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.endpoints.is_empty() && self.workloads.is_empty() && self.namespaces.is_empty()
+        self.services.is_empty()
+            && self.endpoints.is_empty()
+            && self.workloads.is_empty()
+            && self.namespaces.is_empty()
+            && self.accounts.is_empty()
+            && self.bindings.is_empty()
+            && self.targets.is_empty()
     }
 }
 
@@ -64,6 +81,10 @@ pub struct ObjectStore {
     slices: BTreeMap<Name, Arc<EndpointSlice>>,
     splits: BTreeMap<Name, Arc<TrafficSplit>>,
     groups: BTreeMap<Name, Arc<HttpRouteGroup>>,
+    tcp_routes: BTreeMap<Name, Arc<TcpRoute>>,
+    udp_routes: BTreeMap<Name, Arc<UdpRoute>>,
+    targets: BTreeMap<Name, Arc<TrafficTarget>>,
+    bindings: BTreeMap<Name, Arc<IdentityBinding>>,
     index: Index,
 }
 
@@ -112,6 +133,7 @@ impl ObjectStore {
             mark_endpoints(service, &mut dirty);
         }
         dirty.services.extend(self.splits.values().map(|split| split.root_key()));
+        self.all_access(&mut dirty);
         dirty
     }
 
@@ -126,6 +148,10 @@ impl ObjectStore {
             Kind::EndpointSlice => Object::EndpointSlice(self.slices.get(&name)?.clone()),
             Kind::TrafficSplit => Object::TrafficSplit(self.splits.get(&name)?.clone()),
             Kind::HttpRouteGroup => Object::HttpRouteGroup(self.groups.get(&name)?.clone()),
+            Kind::TcpRoute => Object::TcpRoute(self.tcp_routes.get(&name)?.clone()),
+            Kind::UdpRoute => Object::UdpRoute(self.udp_routes.get(&name)?.clone()),
+            Kind::TrafficTarget => Object::TrafficTarget(self.targets.get(&name)?.clone()),
+            Kind::IdentityBinding => Object::IdentityBinding(self.bindings.get(&name)?.clone()),
         })
     }
 
@@ -139,6 +165,10 @@ impl ObjectStore {
             Kind::EndpointSlice => self.slices.len(),
             Kind::TrafficSplit => self.splits.len(),
             Kind::HttpRouteGroup => self.groups.len(),
+            Kind::TcpRoute => self.tcp_routes.len(),
+            Kind::UdpRoute => self.udp_routes.len(),
+            Kind::TrafficTarget => self.targets.len(),
+            Kind::IdentityBinding => self.bindings.len(),
         }
     }
 
@@ -153,6 +183,10 @@ impl ObjectStore {
             Object::EndpointSlice(slice) => drop(self.slices.insert(name, slice.clone())),
             Object::TrafficSplit(split) => drop(self.splits.insert(name, split.clone())),
             Object::HttpRouteGroup(group) => drop(self.groups.insert(name, group.clone())),
+            Object::TcpRoute(route) => drop(self.tcp_routes.insert(name, route.clone())),
+            Object::UdpRoute(route) => drop(self.udp_routes.insert(name, route.clone())),
+            Object::TrafficTarget(target) => drop(self.targets.insert(name, target.clone())),
+            Object::IdentityBinding(binding) => drop(self.bindings.insert(name, binding.clone())),
         }
     }
 
@@ -167,6 +201,10 @@ impl ObjectStore {
             Kind::EndpointSlice => drop(self.slices.remove(&name)),
             Kind::TrafficSplit => drop(self.splits.remove(&name)),
             Kind::HttpRouteGroup => drop(self.groups.remove(&name)),
+            Kind::TcpRoute => drop(self.tcp_routes.remove(&name)),
+            Kind::UdpRoute => drop(self.udp_routes.remove(&name)),
+            Kind::TrafficTarget => drop(self.targets.remove(&name)),
+            Kind::IdentityBinding => drop(self.bindings.remove(&name)),
         }
     }
 }
@@ -195,12 +233,24 @@ impl ObjectStore {
             Object::HttpRouteGroup(group) => {
                 let name = (group.meta.namespace.clone(), group.meta.name.clone());
                 dirty.services.extend(self.splits_with_group(&name).map(|split| split.root_key()));
+                self.mark_targets(self.targets_with_group(&name), dirty);
             }
+            Object::TcpRoute(route) => {
+                let name = (route.meta.namespace.clone(), route.meta.name.clone());
+                self.mark_targets(self.targets_with_tcp_route(&name), dirty);
+            }
+            Object::UdpRoute(route) => {
+                let name = (route.meta.namespace.clone(), route.meta.name.clone());
+                self.mark_targets(self.targets_with_udp_route(&name), dirty);
+            }
+            Object::TrafficTarget(target) => self.mark_target(target, dirty),
+            Object::IdentityBinding(binding) => self.mark_binding(binding, dirty),
         }
     }
 
     fn mark_pod(&self, pod: &Pod, dirty: &mut Dirty) {
         dirty.workloads.insert(pod.id());
+        self.mark_bindings_of(pod, dirty);
         for service in self.services_selecting(pod) {
             mark_endpoints(service, dirty);
         }
@@ -286,13 +336,14 @@ impl ObjectStore {
 
     pub(crate) fn pods_selected_by<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Pod> {
         // A Service without a selector selects nothing, however many pods there are.
-        let any = !service.selector.is_empty() && !service.external_name;
-        let pods = any.then(|| self.pods_in(&service.meta.namespace)).into_iter().flatten();
-        pods.filter(|pod| service.selects(&pod.meta.labels))
+        let names = self.index.pods_by_label.candidates(&service.meta.namespace, &service.selector);
+        names.filter_map(|name| self.pod(name)).filter(|pod| service.selects(&pod.meta.labels))
     }
 
     pub(crate) fn services_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Service> {
-        in_namespace(&self.services, &pod.meta.namespace).filter(|service| service.selects(&pod.meta.labels))
+        let names = self.index.services_by_selector.candidates(&pod.meta.namespace, &pod.meta.labels);
+        let services = names.into_iter().filter_map(|name| self.services.get(name)).map(|service| &**service);
+        services.filter(|service| service.selects(&pod.meta.labels))
     }
 
     pub(crate) fn slices_of(&self, service: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> {

@@ -11,17 +11,19 @@ use std::{
 
 use crate::{
     diagnostic::Diagnostic,
-    inbound::InboundPlan,
-    ir::{IrDelta, MeshIr, ServiceIr, WorkloadIr, WorkloadState},
+    inbound::Stance,
+    ir::{IrDelta, MeshIr, ServiceIr, WorkloadIr},
     names::{Generation, ServiceKey, WorkloadId},
     plan::OutboundPlan,
     snapshot::Snapshot,
 };
 
+mod access;
 mod cells;
 mod pods;
 mod services;
 
+use access::Access;
 use cells::Cells;
 use pods::Pods;
 
@@ -34,7 +36,7 @@ pub struct Compiler {
     /// Who claims a Service address. The first by namespace and name has it, so that the order of arrival does not matter.
     claims: BTreeMap<SocketAddr, BTreeSet<ServiceKey>>,
     pods: Pods,
-    inbound: Arc<InboundPlan>,
+    access: Access,
     reach: BTreeMap<CaptureAddr, Reach>,
     snapshot: Arc<Snapshot>,
 }
@@ -46,6 +48,9 @@ pub struct Compiled {
     pub snapshot: Arc<Snapshot>,
     /// Addresses whose treatment by capture changed: the new one, or `None` where nothing is known any more.
     pub reach: Vec<(CaptureAddr, Option<Reach>)>,
+    /// Workloads that became denied by default, or stopped being so: what they do while the agent is gone changes with it. A
+    /// workload that is new is not denied by default until it is told here; one that is gone is not told.
+    pub closed: Vec<(WorkloadId, bool)>,
 }
 
 /// An address as capture sees it.
@@ -82,9 +87,17 @@ struct Touched {
     addresses: BTreeSet<SocketAddr>,
     workloads: BTreeSet<WorkloadId>,
     ips: BTreeSet<IpAddr>,
+    /// Workloads whose inbound plan may be another one.
+    inbound: BTreeSet<WorkloadId>,
 }
 
 impl Compiler {
+    /// Says what holds where no TrafficTarget selects and the namespace does not say; allow until this is called. Takes effect
+    /// with the next change that is applied.
+    pub fn set_default_stance(&mut self, stance: Stance) {
+        self.access.set_default(stance);
+    }
+
     /// The model as it stands.
     #[must_use]
     pub fn ir(&self) -> &MeshIr {
@@ -110,12 +123,14 @@ impl Compiler {
             self.ir.diagnostics.values().collect::<Vec<_>>(),
             self.ir.workload_diagnostics.values().collect(),
             self.ir.namespace_diagnostics.values().collect(),
+            self.ir.access_diagnostics.values().collect(),
         ];
         let mut all: BTreeSet<Diagnostic> =
             lowered.into_iter().flatten().flat_map(|found| found.iter().cloned()).collect();
         all.extend(self.services.values().flat_map(|service| service.problems.iter().cloned()));
         all.extend(self.claims.iter().flat_map(|(address, claims)| services::address_conflicts(*address, claims)));
         all.extend(self.pods.conflicts(&self.ir));
+        all.extend(self.access.problems(&self.ir));
         all.into_iter().collect()
     }
 
@@ -127,6 +142,7 @@ impl Compiler {
         self.take_endpoints(&changed, &mut touched);
         self.take_services(&changed, &before, &mut touched);
         self.take_workloads(&changed, &before, &mut touched);
+        self.access.take(&self.ir, &changed, &before.workloads, &mut touched.inbound);
         let mut snapshot = Snapshot {
             generation: Generation(self.snapshot.generation.0 + 1),
             services: self.snapshot.services.clone(),
@@ -136,9 +152,10 @@ impl Compiler {
         };
         self.publish_services(&touched, &mut snapshot);
         self.publish_pods(&touched, &mut snapshot);
+        let closed = self.publish_inbound(&touched, &mut snapshot);
         let reach = self.refresh_reach(&touched, &snapshot);
         self.snapshot = Arc::new(snapshot);
-        Compiled { snapshot: Arc::clone(&self.snapshot), reach }
+        Compiled { snapshot: Arc::clone(&self.snapshot), reach, closed }
     }
 
     fn take_endpoints(&mut self, changed: &IrDelta, touched: &mut Touched) {
@@ -226,16 +243,25 @@ impl Compiler {
                 snapshot.pods.insert(*ip, Arc::new(plan));
             }
         }
-        for id in &touched.workloads {
-            match self.ir.workloads.get(id) {
-                Some(workload) if workload.state != WorkloadState::Ended => {
-                    snapshot.inbound.entry(id.clone()).or_insert_with(|| Arc::clone(&self.inbound));
-                }
-                _ => {
-                    snapshot.inbound.remove(id);
-                }
+    }
+
+    fn publish_inbound(&mut self, touched: &Touched, snapshot: &mut Snapshot) -> Vec<(WorkloadId, bool)> {
+        let mut closed = Vec::new();
+        for id in &touched.inbound {
+            let old = snapshot.inbound.get(id);
+            let Some(plan) = self.access.plan(&self.ir, id) else {
+                snapshot.inbound.remove(id);
+                continue;
+            };
+            if old.is_some_and(|old| old.is_closed()) != plan.is_closed() {
+                closed.push((id.clone(), plan.is_closed()));
+            }
+            if !old.is_some_and(|old| Arc::ptr_eq(old, &plan)) {
+                snapshot.inbound.insert(id.clone(), plan);
             }
         }
+        self.access.forget_unused();
+        closed
     }
 
     fn plan_of_address(&self, address: SocketAddr) -> Option<&Arc<OutboundPlan>> {

@@ -5,6 +5,8 @@
 
 use std::{fmt, sync::Arc};
 
+use serde::Serialize;
+
 use crate::{
     matcher::{RequestHead, RouteMatcher},
     names::{ObjectRef, ServiceAccountKey, WorkloadId},
@@ -98,7 +100,7 @@ impl fmt::Display for Names<'_> {
 }
 
 /// What holds where no TrafficTarget selects a workload.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stance {
     /// Whether it denies.
     pub deny: bool,
@@ -107,7 +109,7 @@ pub struct Stance {
 }
 
 /// What one TrafficTarget gives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Grant {
     /// The TrafficTarget.
     pub origin: Arc<ObjectRef>,
@@ -117,16 +119,25 @@ pub struct Grant {
     pub workloads: Box<[WorkloadId]>,
     /// TCP ports, ascending; `None` for all.
     pub ports: Option<Box<[u16]>>,
+    /// UDP ports, ascending; `None` for all, empty for none.
+    pub udp_ports: Option<Box<[u16]>>,
     /// The requests; `None` for whatever is said.
     pub requests: Option<RouteMatcher>,
 }
 
 impl Grant {
     fn covers(&self, source: &Source<'_>, port: u16) -> bool {
-        self.ports.as_ref().is_none_or(|ports| ports.binary_search(&port).is_ok())
-            && (self.accounts.binary_search(source.account).is_ok()
-                || source.workload.is_some_and(|workload| self.workloads.binary_search(workload).is_ok()))
+        holds(self.ports.as_deref(), port) && self.names(source)
     }
+
+    fn names(&self, source: &Source<'_>) -> bool {
+        self.accounts.binary_search(source.account).is_ok()
+            || source.workload.is_some_and(|workload| self.workloads.binary_search(workload).is_ok())
+    }
+}
+
+fn holds(ports: Option<&[u16]>, port: u16) -> bool {
+    ports.is_none_or(|ports| ports.binary_search(&port).is_ok())
 }
 
 /// The inbound policy of one workload. Asking takes no lock; allowing allocates nothing.
@@ -172,6 +183,27 @@ impl InboundPlan {
             ConnectionVerdict::Requests(Basis::NotHttp(Arc::clone(&self.selected_by)))
         } else {
             ConnectionVerdict::Deny(Basis::NotGranted(Arc::clone(&self.selected_by)))
+        }
+    }
+
+    /// Whether datagrams may go to `port`: only a UDPRoute grants that.
+    #[must_use]
+    pub fn udp(&self, source: Option<Source<'_>>, port: u16) -> Verdict {
+        if self.selected_by.is_empty() {
+            let origin = self.stance.origin.clone();
+            return if self.stance.deny {
+                Verdict::Deny(Basis::StanceDeny(origin))
+            } else {
+                Verdict::Allow(Basis::StanceAllow(origin))
+            };
+        }
+        let Some(source) = source else {
+            return Verdict::Deny(Basis::Unidentified(Arc::clone(&self.selected_by)));
+        };
+        let mut grants = self.grants.iter();
+        match grants.find(|grant| holds(grant.udp_ports.as_deref(), port) && grant.names(&source)) {
+            Some(grant) => Verdict::Allow(Basis::Grant(Arc::clone(&grant.origin))),
+            None => Verdict::Deny(Basis::NotGranted(Arc::clone(&self.selected_by))),
         }
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     diagnostic::Diagnostic,
     endpoints::EndpointSet,
+    inbound::Stance,
     names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     plan::{AppProtocol, Balance},
 };
@@ -87,6 +88,20 @@ pub struct AccessIr {
     pub grants: Vec<GrantIr>,
 }
 
+/// What TrafficTargets say about the pods that one IdentityBinding means by their labels: beside what they say about the service
+/// accounts of those pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BindingIr {
+    /// The IdentityBinding.
+    pub origin: ObjectRef,
+    /// The pods, ascending.
+    pub workloads: Vec<WorkloadId>,
+    /// The targets that select it, as in [`AccessIr`].
+    pub selected_by: Vec<ObjectRef>,
+    /// What they grant, as in [`AccessIr`].
+    pub grants: Vec<GrantIr>,
+}
+
 /// What one TrafficTarget grants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GrantIr {
@@ -129,6 +144,8 @@ pub struct WorkloadIr {
     pub meshed: bool,
     /// What happens to its connections while the agent is gone.
     pub fail_mode: FailMode,
+    /// The object whose label asks for [`FailMode::Open`] by name, if one does.
+    pub fail_open_by: Option<ObjectRef>,
     /// Annotation `weft.dev/netns`.
     pub netns: Option<PathBuf>,
     /// Annotation `weft.dev/cgroup`.
@@ -176,6 +193,14 @@ pub struct MeshIr {
     pub workload_diagnostics: BTreeMap<WorkloadId, Arc<[Diagnostic]>>,
     /// The same for namespaces.
     pub namespace_diagnostics: BTreeMap<Arc<str>, Arc<[Diagnostic]>>,
+    /// What holds where no TrafficTarget selects, by namespace; absent where the namespace does not say.
+    pub stances: BTreeMap<Arc<str>, Stance>,
+    /// What TrafficTargets say, by service account of the destination; absent where none selects it.
+    pub access: BTreeMap<ServiceAccountKey, Arc<AccessIr>>,
+    /// The same by IdentityBinding, for those that mean pods by label.
+    pub bindings: BTreeMap<ObjectRef, Arc<BindingIr>>,
+    /// Findings by the TrafficTarget, service account or IdentityBinding whose lowering made them.
+    pub access_diagnostics: BTreeMap<ObjectRef, Arc<[Diagnostic]>>,
 }
 
 /// What changed: new values, or `None` for what is gone.
@@ -193,6 +218,14 @@ pub struct IrDelta {
     pub workload_diagnostics: BTreeMap<WorkloadId, Option<Arc<[Diagnostic]>>>,
     /// By namespace.
     pub namespace_diagnostics: BTreeMap<Arc<str>, Option<Arc<[Diagnostic]>>>,
+    /// By namespace.
+    pub stances: BTreeMap<Arc<str>, Option<Stance>>,
+    /// By service account.
+    pub access: BTreeMap<ServiceAccountKey, Option<Arc<AccessIr>>>,
+    /// By IdentityBinding.
+    pub bindings: BTreeMap<ObjectRef, Option<Arc<BindingIr>>>,
+    /// By TrafficTarget, service account or IdentityBinding.
+    pub access_diagnostics: BTreeMap<ObjectRef, Option<Arc<[Diagnostic]>>>,
 }
 
 impl IrDelta {
@@ -205,6 +238,10 @@ impl IrDelta {
             && self.diagnostics.is_empty()
             && self.workload_diagnostics.is_empty()
             && self.namespace_diagnostics.is_empty()
+            && self.stances.is_empty()
+            && self.access.is_empty()
+            && self.bindings.is_empty()
+            && self.access_diagnostics.is_empty()
     }
 }
 
@@ -218,6 +255,10 @@ impl MeshIr {
             diagnostics: merge(&mut self.diagnostics, delta.diagnostics),
             workload_diagnostics: merge(&mut self.workload_diagnostics, delta.workload_diagnostics),
             namespace_diagnostics: merge(&mut self.namespace_diagnostics, delta.namespace_diagnostics),
+            stances: merge(&mut self.stances, delta.stances),
+            access: merge(&mut self.access, delta.access),
+            bindings: merge(&mut self.bindings, delta.bindings),
+            access_diagnostics: merge(&mut self.access_diagnostics, delta.access_diagnostics),
         }
     }
 }

@@ -25,6 +25,16 @@ pub const SPLIT_BACKENDS_MAX: usize = 128;
 pub const ROUTES_PER_SERVICE_MAX: usize = 256;
 /// Most matches of one route.
 pub const MATCHES_PER_ROUTE_MAX: usize = 256;
+/// Most sources of one TrafficTarget, and most SPIFFE identities of one IdentityBinding.
+pub const ACCESS_SOURCES_MAX: usize = 4096;
+/// Most rules of one TrafficTarget.
+pub const ACCESS_RULES_MAX: usize = 256;
+/// Most ports of one TCPRoute or UDPRoute.
+pub const ACCESS_PORTS_MAX: usize = 1024;
+/// Most label selectors of one IdentityBinding.
+pub const ACCESS_SELECTORS_MAX: usize = 64;
+/// Most TrafficTargets that grant something at one destination; those after it, by age and name, select and grant nothing.
+pub const GRANTS_PER_DESTINATION_MAX: usize = 1024;
 /// Choices of one split that may have been given back by one worker and not been made again: as many connections at once as would
 /// show in the shares.
 pub const RETURNED_CHOICES_MAX: usize = 64;

@@ -2,7 +2,7 @@
 //! which two snapshots are equal if they do the same, whenever and in whatever order they came about.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -10,7 +10,8 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    names::{ObjectRef, ServiceKey, WorkloadId},
+    inbound::{InboundPlan, Stance},
+    names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     plan::{AppProtocol, Balance, OutboundPlan, PodPlan},
     snapshot::Snapshot,
     split::{Backend, Split},
@@ -85,8 +86,40 @@ pub struct SnapshotView {
     pub addresses: BTreeMap<SocketAddr, String>,
     /// Which pod has an address.
     pub pods: BTreeMap<IpAddr, PodView>,
-    /// The workloads that have an inbound plan.
-    pub inbound: BTreeSet<WorkloadId>,
+    /// What may reach a workload.
+    pub inbound: BTreeMap<WorkloadId, InboundView>,
+}
+
+/// What may reach a workload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InboundView {
+    /// Whether what nothing grants is denied.
+    pub denied_by_default: bool,
+    /// What holds if no TrafficTarget selects it.
+    pub stance: Stance,
+    /// The TrafficTargets that select it.
+    pub selected_by: Vec<ObjectRef>,
+    /// What they grant.
+    pub grants: Vec<GrantView>,
+}
+
+/// What one TrafficTarget grants.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GrantView {
+    /// The TrafficTarget.
+    pub origin: ObjectRef,
+    /// Service accounts that it is granted to.
+    pub accounts: Vec<ServiceAccountKey>,
+    /// Single pods that it is granted to.
+    pub workloads: Vec<WorkloadId>,
+    /// TCP ports; `null` for all.
+    pub tcp_ports: Option<Vec<u16>>,
+    /// UDP ports; `null` for all.
+    pub udp_ports: Option<Vec<u16>>,
+    /// Conditions on requests, any of which is enough; `null` for whatever is said.
+    pub requests: Option<Vec<String>>,
+    /// The engines of their patterns.
+    pub engine: Option<String>,
 }
 
 /// The plan of one Service port.
@@ -161,7 +194,29 @@ impl Snapshot {
                 .map(|(address, plan)| (*address, format!("{}:{}", plan.service, plan.port)))
                 .collect(),
             pods: self.pods.iter().map(|(ip, plan)| (*ip, plan.describe())).collect(),
-            inbound: self.inbound.keys().cloned().collect(),
+            inbound: self.inbound.iter().map(|(id, plan)| (id.clone(), plan.describe())).collect(),
+        }
+    }
+}
+
+impl InboundPlan {
+    /// The canonical form.
+    #[must_use]
+    pub fn describe(&self) -> InboundView {
+        let grants = self.grants.iter().map(|grant| GrantView {
+            origin: (*grant.origin).clone(),
+            accounts: grant.accounts.to_vec(),
+            workloads: grant.workloads.to_vec(),
+            tcp_ports: grant.ports.as_ref().map(|ports| ports.to_vec()),
+            udp_ports: grant.udp_ports.as_ref().map(|ports| ports.to_vec()),
+            requests: grant.requests.as_ref().map(|requests| requests.text(0).to_vec()),
+            engine: grant.requests.as_ref().map(|requests| requests.engine(0)),
+        });
+        InboundView {
+            denied_by_default: self.is_closed(),
+            stance: self.stance.clone(),
+            selected_by: self.selected_by.to_vec(),
+            grants: grants.collect(),
         }
     }
 }

@@ -5,15 +5,13 @@
 //! Service's own endpoints. A backend takes part in a port of the root if it has a port of the same number or, failing that, of
 //! the same name. Backends are not split further, even if they are roots themselves.
 
-use std::sync::Arc;
-
 use weft_policy::{
     ir::{BackendIr, MatchIr, RouteIr},
     limits,
     names::{ObjectRef, ServiceKey},
 };
 
-use super::Findings;
+use super::{Findings, access};
 use crate::{
     core::service::Service,
     smi::traffic_split::{SplitBackend, TrafficSplit},
@@ -124,13 +122,7 @@ fn matches(store: &ObjectStore, split: &TrafficSplit, origin: &ObjectRef, findin
             continue;
         };
         let group_ref = ObjectRef::new("HTTPRouteGroup", &group.meta.namespace, &group.meta.name);
-        matches.extend(group.matches.iter().map(|one| MatchIr {
-            origin: group_ref.clone(),
-            name: Arc::clone(&one.name),
-            path_regex: one.path_regex.clone(),
-            methods: one.methods.clone(),
-            headers: one.headers.clone(),
-        }));
+        matches.extend(group.matches.iter().map(|one| access::match_ir(&group_ref, one)));
     }
     if matches.len() > limits::MATCHES_PER_ROUTE_MAX {
         let message = format!(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use weft_policy::{
+    inbound::Stance,
     ir::{FailMode, WorkloadIr, WorkloadState},
     names::{ObjectRef, WorkloadId},
 };
@@ -18,6 +19,8 @@ use crate::{
 
 /// Label of namespaces: `enabled` captures their pods. Label or annotation of pods: `disabled` leaves one out.
 const MESH: &str = "weft.dev/mesh";
+/// Label of namespaces: `allow` or `deny`, where no TrafficTarget selects.
+const DEFAULT: &str = "weft.dev/default";
 /// Label of namespaces and pods: `open` or `closed`.
 const FAIL_MODE: &str = "weft.dev/fail-mode";
 
@@ -52,6 +55,7 @@ pub(super) fn workload(store: &ObjectStore, id: &WorkloadId, findings: &mut Find
         state,
         meshed: meshed(namespace, pod, findings) && !pod.ended,
         fail_mode: fail_mode(namespace, pod, findings),
+        fail_open_by: fail_open_by(namespace, pod),
         netns: path(NETNS_ANNOTATION),
         cgroup: path(CGROUP_ANNOTATION),
         serves: endpoints::served_by(store, pod),
@@ -69,6 +73,33 @@ pub(super) fn namespace(store: &ObjectStore, name: &Arc<str>, findings: &mut Fin
     if let Choice::Unknown(value) = choice(&namespace.meta.labels, FAIL_MODE, &["open", "closed"]) {
         let message = format!("{value:?} is neither open nor closed; its pods are treated as closed");
         findings.warning(&object, "UnknownFailMode", format!("metadata.labels.{FAIL_MODE}"), message);
+    }
+    if let Choice::Unknown(value) = choice(&namespace.meta.labels, DEFAULT, &["allow", "deny"]) {
+        let message = format!("{value:?} is neither allow nor deny; what no TrafficTarget selects here is denied");
+        findings.error(&object, "UnknownDefault", format!("metadata.labels.{DEFAULT}"), message);
+    }
+}
+
+/// What holds in a namespace where no TrafficTarget selects; `None` if it does not say, and the agent's default holds. A word that is
+/// not understood denies, because a slip in `deny` must not allow.
+pub(super) fn stance(store: &ObjectStore, name: &Arc<str>) -> Option<Stance> {
+    let deny = match choice(&store.namespace(name)?.meta.labels, DEFAULT, &["allow", "deny"]) {
+        Choice::Absent => return None,
+        Choice::Known(value) => value == "deny",
+        Choice::Unknown(_) => true,
+    };
+    Some(Stance { deny, origin: Some(Arc::new(ObjectRef::new("Namespace", "", name))) })
+}
+
+/// The object whose label asks for fail mode `open`, if one does and is heard.
+fn fail_open_by(namespace: Option<&Namespace>, pod: &Pod) -> Option<ObjectRef> {
+    match (choice(&pod.meta.labels, FAIL_MODE, &["open"]), namespace) {
+        (Choice::Known(_), _) => Some(object(pod)),
+        (Choice::Absent, Some(namespace)) => match choice(&namespace.meta.labels, FAIL_MODE, &["open"]) {
+            Choice::Known(_) => Some(ObjectRef::new("Namespace", "", &namespace.meta.name)),
+            Choice::Absent | Choice::Unknown(_) => None,
+        },
+        _ => None,
     }
 }
 

@@ -67,8 +67,6 @@ pub(super) fn recognise<'a>(api_version: &'a str, kind: &str, document: &Value) 
     let not_enforced =
         |effect: &str| Recognised::Refused("kind", format!("{kind} is not enforced by this version of weft: {effect}"));
     match (group, kind) {
-        ("access.smi-spec.io", _) => not_enforced("nothing is granted or denied"),
-        ("specs.smi-spec.io", "TCPRoute" | "UDPRoute") => not_enforced("no traffic is selected by it"),
         ("gateway.networking.k8s.io", _) if routes_a_service(document) => not_enforced("no request is routed by it"),
         ("gateway.networking.k8s.io", _) => Recognised::Ignored,
         ("weft.dev", _) => not_enforced("it has no effect"),

@@ -106,22 +106,22 @@ fn missing_and_mistyped_fields_are_named() {
 fn kinds_without_effect_are_told_apart() {
     for (api_version, kind, field, message) in [
         (
-            "access.smi-spec.io/v1alpha3",
+            "access.smi-spec.io/v1beta1",
             "TrafficTarget",
-            "kind",
-            "TrafficTarget is not enforced by this version of weft: nothing is granted or denied",
+            "apiVersion",
+            "\"access.smi-spec.io/v1beta1\" is not understood for TrafficTarget; understood: access.smi-spec.io/v1alpha1, access.smi-spec.io/v1alpha2, access.smi-spec.io/v1alpha3, access.smi-spec.io/v1alpha4",
         ),
         (
-            "specs.smi-spec.io/v1alpha4",
-            "TCPRoute",
-            "kind",
-            "TCPRoute is not enforced by this version of weft: no traffic is selected by it",
-        ),
-        (
-            "specs.smi-spec.io/v1alpha4",
+            "specs.smi-spec.io/v1alpha1",
             "UDPRoute",
+            "apiVersion",
+            "\"specs.smi-spec.io/v1alpha1\" is not understood for UDPRoute; understood: specs.smi-spec.io/v1alpha4",
+        ),
+        (
+            "access.smi-spec.io/v1alpha3",
+            "TrafficTargets",
             "kind",
-            "UDPRoute is not enforced by this version of weft: no traffic is selected by it",
+            "\"TrafficTargets\" of \"access.smi-spec.io/v1alpha3\" is unknown; of this group weft reads TrafficTarget, IdentityBinding",
         ),
         (
             "weft.dev/v1alpha1",

@@ -5,12 +5,16 @@ use std::{
     net::IpAddr,
 };
 
-use weft_policy::names::{ServiceKey, WorkloadId};
+use weft_policy::names::{ServiceAccountKey, ServiceKey, WorkloadId};
 
-use super::Name;
+use super::{
+    Name,
+    labels::{Labelled, Selectors},
+};
 use crate::{
     core::{endpoint_slice::EndpointSlice, pod::Pod},
     object::Object,
+    smi::traffic_target::{RouteKind, Subject, TrafficTarget},
 };
 
 /// How an EndpointSlice may name a pod.
@@ -52,22 +56,68 @@ pub(super) struct Index {
     pub(super) splits_by_root: BTreeMap<ServiceKey, BTreeSet<Name>>,
     pub(super) splits_by_backend: BTreeMap<ServiceKey, BTreeSet<Name>>,
     pub(super) splits_by_group: BTreeMap<Name, BTreeSet<Name>>,
+    pub(super) pods_by_label: Labelled,
+    pub(super) services_by_selector: Selectors,
+    pub(super) access: AccessIndex,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct AccessIndex {
+    pub(super) targets_by_account: BTreeMap<ServiceAccountKey, BTreeSet<Name>>,
+    pub(super) targets_by_destination_binding: BTreeMap<Name, BTreeSet<Name>>,
+    pub(super) targets_by_source_binding: BTreeMap<Name, BTreeSet<Name>>,
+    pub(super) targets_by_group: BTreeMap<Name, BTreeSet<Name>>,
+    pub(super) targets_by_tcp_route: BTreeMap<Name, BTreeSet<Name>>,
+    pub(super) targets_by_udp_route: BTreeMap<Name, BTreeSet<Name>>,
+    pub(super) bindings_by_account: BTreeMap<ServiceAccountKey, BTreeSet<Name>>,
+    pub(super) binding_selectors: Selectors,
 }
 
 impl Index {
     pub(super) fn insert(&mut self, object: &Object) {
         self.change(object, &Add);
+        let name = name_of(object);
+        match object {
+            Object::Pod(pod) => self.pods_by_label.insert(&name, &pod.meta.labels),
+            Object::Service(service) => self.services_by_selector.insert(&name, 0, &service.selector),
+            Object::IdentityBinding(binding) => {
+                for (number, selector) in binding.selectors.iter().enumerate() {
+                    self.access.binding_selectors.insert(&name, number, selector);
+                }
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn remove(&mut self, object: &Object) {
         self.change(object, &Remove);
+        let name = name_of(object);
+        match object {
+            Object::Pod(pod) => self.pods_by_label.remove(&name, &pod.meta.labels),
+            Object::Service(_) => self.services_by_selector.remove(&name, 0),
+            Object::IdentityBinding(binding) => {
+                for number in 0..binding.selectors.len() {
+                    self.access.binding_selectors.remove(&name, number);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn change(&mut self, object: &Object, change: &impl Change) {
-        let meta = object.meta();
-        let name: Name = (meta.namespace.clone(), meta.name.clone());
+        let name = name_of(object);
         match object {
-            Object::Namespace(_) | Object::Service(_) | Object::HttpRouteGroup(_) => {}
+            Object::Namespace(_)
+            | Object::Service(_)
+            | Object::HttpRouteGroup(_)
+            | Object::TcpRoute(_)
+            | Object::UdpRoute(_) => {}
+            Object::TrafficTarget(target) => self.access.change_target(target, &name, change),
+            Object::IdentityBinding(binding) => {
+                for account in binding.accounts() {
+                    change.make(&mut self.access.bindings_by_account, account, &name);
+                }
+            }
             Object::Pod(pod) => {
                 change.make(&mut self.pods_by_id, pod.id(), &name);
                 for ip in &pod.ips {
@@ -93,6 +143,35 @@ impl Index {
             }
         }
     }
+}
+
+impl AccessIndex {
+    fn change_target(&mut self, target: &TrafficTarget, name: &Name, change: &impl Change) {
+        match &target.destination {
+            Subject::Account(account) => change.make(&mut self.targets_by_account, account.clone(), name),
+            Subject::Binding(namespace, binding) => {
+                let binding = (namespace.clone(), binding.clone());
+                change.make(&mut self.targets_by_destination_binding, binding, name);
+            }
+        }
+        let Ok(grant) = &target.grant else { return };
+        for binding in grant.sources.iter().filter_map(Subject::binding) {
+            change.make(&mut self.targets_by_source_binding, binding, name);
+        }
+        for rule in &grant.rules {
+            let index = match rule.kind {
+                RouteKind::Http => &mut self.targets_by_group,
+                RouteKind::Tcp => &mut self.targets_by_tcp_route,
+                RouteKind::Udp => &mut self.targets_by_udp_route,
+            };
+            change.make(index, (name.0.clone(), rule.name.clone()), name);
+        }
+    }
+}
+
+fn name_of(object: &Object) -> Name {
+    let meta = object.meta();
+    (meta.namespace.clone(), meta.name.clone())
 }
 
 trait Change {

@@ -129,7 +129,7 @@ fn same_plan(a: &OutboundPlan, b: &OutboundPlan) -> bool {
         && a.matched.iter().zip(&b.matched).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
-fn diagnostic(problem: RuleProblem) -> Diagnostic {
+pub(super) fn diagnostic(problem: RuleProblem) -> Diagnostic {
     Diagnostic {
         object: problem.origin,
         severity: Severity::Error,

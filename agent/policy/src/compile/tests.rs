@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use super::*;
 use crate::{
     endpoints::{Endpoint, EndpointSet},
-    ir::{BackendIr, FailMode, MatchIr, RouteIr, ServicePortIr},
+    ir::{BackendIr, FailMode, MatchIr, RouteIr, ServicePortIr, WorkloadState},
     matcher::RequestHead,
     names::ObjectRef,
     plan::{AppProtocol, Balance, Destination},
@@ -68,6 +68,7 @@ fn pod(id: &str, ip: &str, serves: &[(&str, u16, u16)]) -> WorkloadIr {
         state: WorkloadState::Ready,
         meshed: true,
         fail_mode: FailMode::Open,
+        fail_open_by: None,
         netns: None,
         cgroup: None,
         serves: serves.iter().map(|&(service, port, target)| (key(service), port, target)).collect(),
