@@ -20,7 +20,7 @@ pub struct TrafficSplit {
     pub meta: Meta,
     /// The Service that clients ask for, in the split's own namespace.
     pub root: Arc<str>,
-    /// Backends with their weights, in thousandths for v1alpha1.
+    /// Backends with their weights; in thousandths if any is written as a quantity.
     pub backends: Vec<SplitBackend>,
     /// HTTPRouteGroups in the split's own namespace, of whose matches any must hold; none for every request.
     pub groups: Vec<Arc<str>>,
@@ -105,11 +105,16 @@ impl TrafficSplit {
             problems.push(FieldError::new("spec.backends", message));
         }
         let before = problems.len();
+        let unit = if version == "v1alpha1" || spec.backends.iter().any(|backend| backend.weight.is_string()) {
+            1000
+        } else {
+            1
+        };
         let mut backends = Vec::new();
         for (index, backend) in spec.backends.iter().enumerate() {
             let service =
                 own_service(&backend.service, &meta.namespace, &format!("spec.backends[{index}].service"), problems);
-            match weight(version, &backend.weight) {
+            match weight(version, unit, &backend.weight) {
                 Ok(weight) => backends.push(SplitBackend { service, weight }),
                 Err(message) => problems.push(FieldError::new(format!("spec.backends[{index}].weight"), message)),
             }
@@ -173,17 +178,16 @@ fn own_service(text: &str, namespace: &str, field: &str, problems: &mut Problems
     name.into()
 }
 
-fn weight(version: &str, value: &Value) -> Result<u64, String> {
-    let weight = if version == "v1alpha1" {
+/// Quantities are what v1alpha1 has. As text they are read in every version: an API server that does not convert serves what was
+/// written as v1alpha1 under any of them. Beside one, a whole number means as many thousands of its `unit`s.
+fn weight(version: &str, unit: u64, value: &Value) -> Result<u64, String> {
+    let weight = if version == "v1alpha1" || value.is_string() {
         quantity::milli_of_json(value).map_err(|error| format!("{value} {error}"))?
     } else {
-        whole(value)?
+        whole(value)?.saturating_mul(unit)
     };
     if weight > limits::WEIGHT_MAX {
-        return Err(format!(
-            "{value} is over the limit of {}",
-            limits::WEIGHT_MAX / if version == "v1alpha1" { 1000 } else { 1 }
-        ));
+        return Err(format!("{value} is over the limit of {}", limits::WEIGHT_MAX / unit));
     }
     Ok(weight)
 }

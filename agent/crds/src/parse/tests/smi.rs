@@ -9,6 +9,9 @@ fn weights_of_every_version_are_exact() {
         ("v1alpha2", vec![json!(90), json!(10)], vec![90, 10]),
         ("v1alpha3", vec![json!(0), json!(1)], vec![0, 1]),
         ("v1alpha4", vec![json!(1.0), json!(1e2)], vec![1, 100]),
+        // Written as v1alpha1, and served as another version by an API server that does not convert.
+        ("v1alpha4", vec![json!("900m"), json!("100m")], vec![900, 100]),
+        ("v1alpha2", vec![json!("500m"), json!(1), json!("1")], vec![500, 1000, 1000]),
         ("v1alpha4", vec![json!(weft_policy::limits::WEIGHT_MAX)], vec![weft_policy::limits::WEIGHT_MAX]),
     ] {
         let split = read_split(&weights(version, &given));
@@ -26,7 +29,14 @@ fn weights_that_are_no_weights_are_refused() {
         ("v1alpha4", vec![json!(1), json!(-1)], "spec.backends[1].weight", "-1 must not be negative"),
         ("v1alpha4", vec![json!(0.5)], "spec.backends[0].weight", "0.5 must be a whole number"),
         ("v1alpha4", vec![json!(-0.5)], "spec.backends[0].weight", "-0.5 must not be negative"),
-        ("v1alpha2", vec![json!("500m")], "spec.backends[0].weight", "\"500m\" is no whole number"),
+        ("v1alpha2", vec![json!("half")], "spec.backends[0].weight", "\"half\" is no quantity"),
+        ("v1alpha4", vec![json!("1"), json!(0.5)], "spec.backends[1].weight", "0.5 must be a whole number"),
+        (
+            "v1alpha4",
+            vec![json!("1"), json!(1u64 << 63)],
+            "spec.backends[1].weight",
+            "9223372036854775808 is over the limit of 1099511627",
+        ),
         ("v1alpha3", vec![json!(null)], "spec.backends[0].weight", "null is no whole number"),
         ("v1alpha4", vec![json!(0), json!(0)], "spec.backends", "every weight is zero: no request could be answered"),
         ("v1alpha1", vec![json!("0"), json!(0)], "spec.backends", "every weight is zero: no request could be answered"),
