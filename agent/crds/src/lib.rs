@@ -4,6 +4,7 @@
 //! change touches is lowered ([`lower`]) to the model of `weft-policy`.
 
 pub mod core;
+pub mod generate;
 pub mod limits;
 pub mod lower;
 pub mod object;
