@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{build_ebpf, setup, sh, tidy};
+use crate::{build_ebpf, generate, setup, sh, tidy};
 
 type Check = fn() -> Result<()>;
 
@@ -11,7 +11,7 @@ pub(crate) fn run() -> Result<()> {
     setup::run(setup::Scope::Lint)?;
     // The agent embeds the objects, so nothing compiles without them.
     build_ebpf::run()?;
-    let checks: [(&str, Check); 7] = [
+    let checks: [(&str, Check); 8] = [
         ("format", || sh::run(sh::cargo().args(["fmt", "--all", "--check"]))),
         ("format of ebpf", || sh::run(sh::cargo().args(["fmt", "--manifest-path", "ebpf/Cargo.toml", "--check"]))),
         ("clippy", || {
@@ -19,6 +19,7 @@ pub(crate) fn run() -> Result<()> {
         }),
         ("clippy of ebpf", clippy_ebpf),
         ("tidy", tidy::run),
+        ("generated files", || generate::run(&generate::Args::check())),
         ("licences, bans, sources", || {
             sh::run(sh::cargo().args(["deny", "--log-level", "error", "check", "licenses", "bans", "sources"]))
         }),

@@ -11,6 +11,8 @@ mod build_ebpf;
 mod ci;
 mod demo;
 mod fuzz;
+mod generate;
+mod image;
 mod kernels;
 mod lint;
 mod setup;
@@ -40,7 +42,11 @@ enum Verb {
     Test(test::Args),
     /// Measure what a request costs, beside Envoy, nginx, haproxy and two bounds.
     Bench(bench::Args),
-    /// Formatting, clippy, import rules, licences.
+    /// Write what is generated from the Rust types: the CustomResourceDefinitions of the chart.
+    Gen(generate::Args),
+    /// Pack the agent as a container image; no container engine is needed.
+    Image(image::Args),
+    /// Formatting, clippy, import rules, generated files, licences.
     Lint,
     /// What continuous integration runs: lint, then every test, then the demo.
     Ci,
@@ -67,6 +73,8 @@ fn run() -> Result<()> {
         Verb::Test(args) => test::run(&args).and_then(test::Totals::into_result),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Gen(args) => generate::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Lint => lint::run(),
         Verb::Ci => ci::run(),
     }

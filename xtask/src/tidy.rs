@@ -23,7 +23,7 @@ const IMPORTS: [(&str, &[&str]); 9] = [
     ("weft-ebpf", &["weft-abi"]),
     ("weft-integration", &["weft-abi", "weft-agent", "weft-crds", "weft-policy", "weft-proxy"]),
     ("weft-bench", &["weft-abi", "weft-agent", "weft-integration", "weft-policy"]),
-    ("xtask", &["weft-integration"]),
+    ("xtask", &["weft-crds", "weft-integration"]),
 ];
 
 /// What must not be anywhere below a crate, and why.
