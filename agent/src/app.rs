@@ -30,6 +30,7 @@ use crate::{
     metrics::AgentMetrics,
     reconcile::Reconciler,
     state::Shared,
+    successor::{self, Stayed},
     telemetry::{Chain, LogLevel},
     watch::{
         Change,
@@ -72,6 +73,9 @@ pub enum RunError {
     /// Metrics.
     #[error("metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
+    /// After a hand-over, with `--stay-after-handover`.
+    #[error("the agent that took over is gone; start again")]
+    Alone,
     /// Threads, signals.
     #[error("the runtime cannot start")]
     Runtime(#[source] io::Error),
@@ -178,6 +182,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
             tracing::warn!(error = %Chain(&error), "listeners stay published until they are closed");
         }
     }
+    // From here on, so that a signal that comes while connections finish is not lost.
+    let mut told = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
     shared.proxy.stop_accepting().await;
     let report = shared.proxy.drain(args.drain_timeout()).await;
     heartbeat.abort();
@@ -185,6 +191,14 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     if matches!(ending, Ending::Stopped) {
         for name in [server::ADMIN_SOCKET, HANDOVER_SOCKET] {
             let _ = std::fs::remove_file(run_dir.join(name));
+        }
+    } else if args.stay_after_handover {
+        // Not the hand-over socket: whoever connects there takes over.
+        let told = async {
+            told.recv().await;
+        };
+        if successor::stay(&run_dir.join(server::ADMIN_SOCKET), told).await == Stayed::Alone {
+            return Err(RunError::Alone);
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::telemetry::LogFormat;
+use crate::{probe::Question, telemetry::LogFormat};
 
 /// weft's node agent: captures the connections of this node's pods with eBPF and carries them as policy says.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ pub enum Command {
     Run(RunArgs),
     /// Remove everything that weft put into this node: programs, links, pins, rules, routes, sysctls. Traffic is direct afterwards.
     Cleanup(CleanupArgs),
+    /// Answer a container's probe: exit code 0 if the agent of this container is alive, or in charge and ready.
+    Probe(ProbeArgs),
 }
 
 /// Where weft keeps its things on the node.
@@ -62,6 +64,10 @@ pub struct RunArgs {
     /// How long connections may go on after a stop or hand-over, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400), env = "WEFT_DRAIN_TIMEOUT_S")]
     pub drain_timeout_s: u64,
+    /// After a hand-over, stay until told to stop, or until the successor is gone. For where an end means a restart: under Kubernetes
+    /// the restarted agent would take over again.
+    #[arg(long, env = "WEFT_STAY_AFTER_HANDOVER")]
+    pub stay_after_handover: bool,
     /// How log lines look. Levels are set by WEFT_LOG.
     #[arg(long, value_enum, default_value_t, env = "WEFT_LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -97,6 +103,17 @@ pub struct CleanupArgs {
     /// How the report is printed.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: OutputFormat,
+}
+
+/// Arguments of `probe`.
+#[derive(Clone, Debug, Args)]
+pub struct ProbeArgs {
+    /// What is asked.
+    #[arg(value_enum)]
+    pub question: Question,
+    /// The agent's run directory.
+    #[arg(long, value_name = "DIR", default_value = "/run/weft", env = "WEFT_RUN_DIR")]
+    pub run_dir: PathBuf,
 }
 
 /// How results are printed.

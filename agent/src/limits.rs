@@ -31,6 +31,11 @@ pub const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a new agent tries the metrics port that the old one is about to let go of.
 pub const METRICS_PORT_RETRY: Duration = Duration::from_millis(20);
+/// How often an agent that has handed over looks whether its successor is still there.
+pub const SUCCESSOR_LOOK: Duration = Duration::from_secs(1);
+/// How long there may be no successor before an agent that has handed over ends, to be started again. Longer than a container's
+/// restart takes, shorter than the first step of the kubelet's back-off (10 s).
+pub const SUCCESSOR_GONE_AFTER: Duration = Duration::from_secs(8);
 /// Largest request body on the admin socket, bytes.
 pub const ADMIN_BODY_BYTES_MAX: usize = 4096;
 /// Connections served at one time on the admin socket, and on the metrics port.

@@ -7,7 +7,7 @@ use clap::Parser;
 use weft_agent::{
     app,
     config::{Cli, Command},
-    report,
+    probe, report,
     telemetry::{Chain, LogFormat, init_logging},
 };
 
@@ -27,6 +27,14 @@ fn main() -> ExitCode {
                 Err(error) => Err(Chain(&error).to_string()),
             }
         }
+        Command::Probe(args) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())
+            .and_then(|runtime| {
+                let answer = runtime.block_on(probe::probe(&args.run_dir, args.question));
+                answer.map_err(|error| Chain(&error).to_string())
+            }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -46,7 +46,9 @@ pub(super) fn word(description: &str, words: &[&str]) -> Value {
 }
 
 pub(super) fn array(description: &str, items: Value) -> Value {
-    json!({"type": "array", "description": description, "items": items})
+    let mut schema = json!({"type": "array", "description": description});
+    schema["items"] = items;
+    schema
 }
 
 /// A number in some versions or implementations, text in others.
