@@ -1,0 +1,206 @@
+//! The Helm chart on a real API server: what it installs, what its definitions accept, and whether its rules are what the agent asks for.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use weft_integration::{AgentOptions, ApiServer, Cluster, command, kube::server};
+
+const NAMESPACE: &str = "weft-system";
+
+fn workspace(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+fn install(server: &ApiServer) -> Result<()> {
+    let chart = workspace("manifests/weft");
+    command::output(server.helm().args(["install", "weft"]).arg(chart).args([
+        "--namespace",
+        NAMESPACE,
+        "--create-namespace",
+    ]))?;
+    server.wait_established()
+}
+
+/// The documents of a YAML file or stream, empty ones left out.
+fn documents(yaml: &str) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
+    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
+}
+
+/// What the chart makes of the given settings.
+fn rendered(server: &ApiServer, settings: &[&str]) -> Result<Vec<Value>> {
+    let mut helm = server.helm();
+    helm.args(["template", "weft"]).arg(workspace("manifests/weft")).args(["--namespace", NAMESPACE]);
+    for setting in settings {
+        helm.args(["--set", setting]);
+    }
+    documents(&command::output(&mut helm)?)
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Result<&'a Value> {
+    objects.iter().find(|object| object["kind"] == kind).with_context(|| format!("the chart has no {kind}"))
+}
+
+/// Whether everything in `part` is in `whole`, too.
+fn holds(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(key, value)| whole.get(key).is_some_and(|found| holds(found, value)))
+        }
+        (Value::Array(whole), Value::Array(part)) => {
+            whole.len() == part.len() && whole.iter().zip(part).all(|(whole, part)| holds(whole, part))
+        }
+        (whole, part) => whole == part,
+    }
+}
+
+fn words(value: &Value) -> BTreeSet<&str> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+#[test]
+fn what_is_published_for_smi_is_accepted_in_every_version_and_keeps_every_field() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let server = &cluster.server;
+    install(server)?;
+    let published = std::fs::read_to_string(workspace("integration/published/smi.yaml"))?;
+    server.apply(&published)?;
+    for document in documents(&published)? {
+        let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let group = text("/apiVersion").split('/').next().unwrap_or_default();
+        let name = format!("{}.{group}/{}", text("/kind"), text("/metadata/name"));
+        let found = command::output(server.kubectl().args(["get", "-o", "json", "-n", "default", &name]))?;
+        let found: Value = serde_json::from_str(&found)?;
+        for (field, value) in document.as_object().into_iter().flatten().filter(|(field, _)| *field != "apiVersion") {
+            ensure!(holds(&found[field], value), "{name} has lost something of {field}: {}", found[field]);
+        }
+    }
+    for (short, count) in [("tt", 6), ("htr", 4), ("tr", 4), ("ur", 1), ("ts", 5), ("ib", 1)] {
+        let names = command::output(server.kubectl().args(["get", short, "-n", "default", "-o", "name"]))?;
+        ensure!(names.lines().count() == count, "{short}: {names}");
+    }
+    Ok(())
+}
+
+/// What a schema would drop, the agent could not refuse.
+#[test]
+fn a_misspelt_field_reaches_the_agent_and_a_mistyped_one_does_not_reach_the_store() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let server = &cluster.server;
+    install(server)?;
+    let path = "/apis/access.smi-spec.io/v1alpha2/namespaces/default/traffictargets";
+    let target = |name: &str, rule: Value| {
+        json!({"apiVersion": "access.smi-spec.io/v1alpha2", "kind": "TrafficTarget", "metadata": {"name": name}, "spec": {
+            "destination": {"kind": "ServiceAccount", "name": "a"},
+            "sources": [{"kind": "ServiceAccount", "name": "b"}],
+            "rules": [rule]}})
+    };
+    let misspelt = json!({"kind": "HTTPRouteGroup", "name": "g", "match": ["only-this"]});
+    server.call("POST", path, Some(&target("misspelt", misspelt)))?;
+    // Read in another version than it was written in.
+    let read = "/apis/access.smi-spec.io/v1alpha3/namespaces/default/traffictargets/misspelt";
+    let found = server.call("GET", read, None)?;
+    ensure!(found["spec"]["rules"][0]["match"] == json!(["only-this"]), "{found}");
+    for mistyped in [json!({"kind": "HTTPRouteGroup"}), json!({"kind": "Secret", "name": "g"}), json!("g")] {
+        let answer = server.request("POST", path, Some(&target("mistyped", mistyped.clone())))?;
+        ensure!(answer.code == 422, "{mistyped} was answered {}", answer.code);
+    }
+    // Conditions are written beside the object, not into it: its generation stays.
+    let status = json!({"status": {"conditions": [{"type": "Accepted", "status": "False", "reason": "Invalid", "message": "m",
+        "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let patched = server.call("PATCH", &format!("{read}/status"), Some(&status))?;
+    ensure!(patched["metadata"]["generation"] == 1, "{patched}");
+    let row = command::output(server.kubectl().args(["get", "tt", "misspelt", "-n", "default", "--no-headers"]))?;
+    ensure!(row.contains("False"), "the column Accepted: {row}");
+    Ok(())
+}
+
+#[test]
+fn values_that_cannot_be_are_refused_by_name() -> Result<()> {
+    let cluster = Cluster::new()?;
+    for (setting, named) in [
+        ("policy.defaultStance=maybe", "/policy/defaultStance"),
+        ("agent.workers=-1", "/agent/workers"),
+        ("agent.metricsAddress=localhost:1", "/agent/metricsAddress"),
+        // The whole BPF file system is not weft's.
+        ("node.bpfDir=/sys/fs/bpf", "/node/bpfDir"),
+        ("agent.wokers=1", "wokers"),
+    ] {
+        let error = rendered(&cluster.server, &[setting]).expect_err("refused");
+        ensure!(format!("{error:#}").contains(named), "{setting}: {error:#}");
+    }
+    rendered(&cluster.server, &["policy.defaultStance=deny", "agent.workers=2", "agent.metricsAddress=[::1]:9090"])?;
+    Ok(())
+}
+
+#[test]
+fn the_pod_has_what_it_needs_and_no_more() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let objects = rendered(&cluster.server, &[])?;
+    let daemonset = of_kind(&objects, "DaemonSet")?;
+    ensure!(daemonset["spec"]["updateStrategy"]["rollingUpdate"] == json!({"maxSurge": 1, "maxUnavailable": 0}));
+    let pod = &daemonset["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let security = &container["securityContext"];
+    ensure!(words(&security["capabilities"]["drop"]) == BTreeSet::from(["ALL"]));
+    let added =
+        BTreeSet::from(["BPF", "NET_ADMIN", "NET_BIND_SERVICE", "PERFMON", "SYS_ADMIN", "SYS_PTRACE", "SYS_RESOURCE"]);
+    ensure!(words(&security["capabilities"]["add"]) == added, "{security}");
+    ensure!(security["readOnlyRootFilesystem"] == true && security["privileged"].is_null());
+    ensure!(pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault");
+    ensure!(pod["hostPID"].is_null(), "its own process ids tell it from another agent");
+    // With the node's network each port would be a host port, and two agents could not overlap.
+    ensure!(container["ports"].is_null() && pod["hostNetwork"] == true);
+    let writable: BTreeSet<&str> = container["volumeMounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|mount| mount["readOnly"] != true)
+        .filter_map(|mount| mount["mountPath"].as_str())
+        .collect();
+    ensure!(writable == BTreeSet::from(["/host/bpf", "/host/proc/sys/net", "/run/weft"]), "{writable:?}");
+    Ok(())
+}
+
+/// Whether a rule of a role allows a request. Names limit a rule to objects that exist, so never `create`.
+fn allows(rule: &Value, request: &server::Request) -> bool {
+    let resource = if request.subresource.is_empty() {
+        request.resource.clone()
+    } else {
+        format!("{}/{}", request.resource, request.subresource)
+    };
+    let named = words(&rule["resourceNames"]);
+    words(&rule["apiGroups"]).contains(request.group.as_str())
+        && words(&rule["resources"]).contains(resource.as_str())
+        && words(&rule["verbs"]).contains(request.verb.as_str())
+        && (named.is_empty() || named.contains(request.name.as_str()))
+}
+
+#[test]
+fn the_agent_asks_for_nothing_that_its_rules_do_not_allow() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    install(&cluster.server)?;
+    cluster.start_agent(AgentOptions::default())?;
+    cluster.apply(&std::fs::read_to_string(workspace("integration/published/smi.yaml"))?)?;
+    let objects = rendered(&cluster.server, &[])?;
+    let rules = |kind: &str| -> Result<Vec<Value>> {
+        Ok(of_kind(&objects, kind)?["rules"].as_array().cloned().unwrap_or_default())
+    };
+    let (everywhere, at_home) = (rules("ClusterRole")?, rules("Role")?);
+    let requests = cluster.server.requests()?;
+    let of_agent: BTreeSet<&server::Request> =
+        requests.iter().filter(|request| request.user == server::AGENT && !request.resource.is_empty()).collect();
+    for request in &of_agent {
+        let allowed = everywhere.iter().any(|rule| allows(rule, request))
+            || request.namespace == NAMESPACE && at_home.iter().any(|rule| allows(rule, request));
+        ensure!(allowed, "the chart's rules do not allow {request:?}");
+    }
+    // It was seen to ask, for everything that it follows.
+    let listed: BTreeSet<&str> =
+        of_agent.iter().filter(|request| request.verb == "list").map(|request| request.resource.as_str()).collect();
+    for resource in ["namespaces", "pods", "services", "endpointslices", "trafficsplits", "httproutegroups"] {
+        ensure!(listed.contains(resource), "never listed {resource}: {listed:?}");
+    }
+    Ok(())
+}
