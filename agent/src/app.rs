@@ -124,6 +124,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         metrics_listener = Some(server::bind_metrics(addr).await?);
     }
 
+    capture::use_proc(&args.host_proc);
     let capture = Capture::open(&capture_config(&args.places))?;
     let sockets = capture.sockets();
     let snapshots = Arc::new(SnapshotCell::default());

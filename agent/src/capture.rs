@@ -75,6 +75,11 @@ impl Default for CaptureConfig {
     }
 }
 
+/// Says where the node's `/proc` is, before anything is captured: in a container its own shows a read-only `sys`. The first call counts.
+pub fn use_proc(directory: &std::path::Path) {
+    sysctl::set_proc(directory);
+}
+
 /// The programs of this node, attached, and the pods that are captured.
 #[derive(Debug)]
 pub struct Capture {

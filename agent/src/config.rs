@@ -165,7 +165,7 @@ mod tests {
             let all = ["weft-agent", "run", "--node", "n"].iter().chain(args);
             Cli::try_parse_from(all).map(|cli| match cli.command {
                 Command::Run(args) => (args.source.manifests.is_some(), args.source.kubeconfig.is_some()),
-                Command::Cleanup(_) => unreachable!("the words say run"),
+                Command::Cleanup(_) | Command::Probe(_) => unreachable!("the words say run"),
             })
         };
         assert_eq!(sources(&["--manifests", "d"]).unwrap(), (true, false));

@@ -1,22 +1,40 @@
 //! The sysctls that capture needs inside a pod's namespace: set, remembered, restored. All functions work on the namespace that the
 //! thread is in.
 
-use std::{fmt::Write as _, io, path::Path};
+use std::{
+    fmt::Write as _,
+    io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use weft_abi::{PodConfig, PortRange, ports, sysctl_was};
 
-const TCP_TIMESTAMPS: &str = "/proc/sys/net/ipv4/tcp_timestamps";
-const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+const TCP_TIMESTAMPS: &str = "net/ipv4/tcp_timestamps";
+const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// Switches that transparent sockets need, with the bit of `sysctl_was` that says they were on before.
 ///
 /// `tcp_fwmark_accept`: what the application accepts inherits the mark, so that its answers are routed back to the agent.
 /// `fwmark_reflect`: so are answers that have no socket, such as resets.
 const SWITCHES: [(&str, u32); 3] = [
-    ("/proc/sys/net/ipv4/tcp_fwmark_accept", sysctl_was::TCP_FWMARK_ACCEPT),
-    ("/proc/sys/net/ipv4/fwmark_reflect", sysctl_was::FWMARK_REFLECT_V4),
-    ("/proc/sys/net/ipv6/fwmark_reflect", sysctl_was::FWMARK_REFLECT_V6),
+    ("net/ipv4/tcp_fwmark_accept", sysctl_was::TCP_FWMARK_ACCEPT),
+    ("net/ipv4/fwmark_reflect", sysctl_was::FWMARK_REFLECT_V4),
+    ("net/ipv6/fwmark_reflect", sysctl_was::FWMARK_REFLECT_V6),
 ];
+
+/// Where the kernel shows its parameters; `/proc` unless said otherwise.
+static PROC: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says where the node's `/proc` is: in a container its own has a read-only `sys`. Which namespace's parameters are under `sys/net`
+/// depends on the thread that opens them (proc(5)), not on the mount. The first call counts.
+pub(crate) fn set_proc(directory: &Path) {
+    PROC.get_or_init(|| directory.to_owned());
+}
+
+fn path(name: &str) -> PathBuf {
+    PROC.get().map_or(Path::new("/proc"), PathBuf::as_path).join("sys").join(name)
+}
 
 /// Fills in what a release must restore; changes nothing.
 ///
@@ -27,8 +45,8 @@ pub(crate) fn remember(config: &mut PodConfig, switches: bool) -> io::Result<()>
     config.reserved_was = intersections(&reserved);
     config.sysctl_was = 0;
     if switches {
-        for (path, bit) in SWITCHES {
-            if Path::new(path).exists() && read(path)?.trim() != "0" {
+        for (name, bit) in SWITCHES {
+            if path(name).exists() && read(name)?.trim() != "0" {
                 config.sysctl_was |= bit;
             }
         }
@@ -47,10 +65,10 @@ pub(crate) fn apply(switches: bool) -> io::Result<()> {
         write(RESERVED_PORTS, &render(&merged))?;
     }
     if switches {
-        for (path, _) in SWITCHES {
+        for (name, _) in SWITCHES {
             // Without IPv6 in the kernel there is no such switch, and no such traffic.
-            if Path::new(path).exists() && read(path)?.trim() == "0" {
-                write(path, "1")?;
+            if path(name).exists() && read(name)?.trim() == "0" {
+                write(name, "1")?;
             }
         }
     }
@@ -70,9 +88,9 @@ pub(crate) fn restore(config: &PodConfig, switches: bool) -> io::Result<()> {
         write(RESERVED_PORTS, &render(&restored))?;
     }
     if switches {
-        for (path, bit) in SWITCHES {
-            if config.sysctl_was & bit == 0 && Path::new(path).exists() {
-                write(path, "0")?;
+        for (name, bit) in SWITCHES {
+            if config.sysctl_was & bit == 0 && path(name).exists() {
+                write(name, "0")?;
             }
         }
     }
@@ -87,12 +105,14 @@ pub(crate) fn tcp_timestamps() -> io::Result<bool> {
     Ok(read(TCP_TIMESTAMPS)?.trim() != "0")
 }
 
-fn read(path: &str) -> io::Result<String> {
-    std::fs::read_to_string(path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+fn read(name: &str) -> io::Result<String> {
+    let path = path(name);
+    std::fs::read_to_string(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-fn write(path: &str, value: &str) -> io::Result<()> {
-    std::fs::write(path, value).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+fn write(name: &str, value: &str) -> io::Result<()> {
+    let path = path(name);
+    std::fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// Reads the kernel's list: `1024,2000-2010`.
