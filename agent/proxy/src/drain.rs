@@ -32,12 +32,14 @@ impl Default for Control {
 }
 
 impl Control {
-    /// Moves the connection on; does nothing if it is there already.
-    pub(crate) fn advance(&self, to: Phase) {
-        if to > self.phase.get() {
-            self.phase.set(to);
-            self.changed.notify_one();
+    /// Moves the connection on, and tells whether it did; does nothing if it is there already.
+    pub(crate) fn advance(&self, to: Phase) -> bool {
+        if to <= self.phase.get() {
+            return false;
         }
+        self.phase.set(to);
+        self.changed.notify_one();
+        true
     }
 
     /// Waits until the phase is another one than `seen`. There is one task to a connection, so one waiter.

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use crate::{
+    access::Admitted,
     balance::{EndpointLoad, InFlight},
     dial::Dialled,
     worker::Worker,
@@ -21,8 +22,8 @@ pub(crate) struct Early {
     pub(crate) load: Rc<EndpointLoad>,
     pub(crate) in_flight: InFlight,
     pub(crate) dialled: Dialled,
-    /// The endpoint is a pod that is captured on this node; its inbound step was taken for this connection.
-    pub(crate) captured: bool,
+    /// The endpoint is a pod that is captured on this node; its inbound step was taken for this connection, and let this through.
+    pub(crate) admitted: Option<Admitted>,
 }
 
 impl Early {

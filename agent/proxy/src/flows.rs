@@ -13,6 +13,7 @@ use serde::Serialize;
 use weft_policy::names::ServiceKey;
 
 use crate::{
+    access::Passage,
     drain::{Control, Phase},
     hello::Hello,
     metrics::ConnectionCells,
@@ -111,6 +112,8 @@ pub(crate) struct Flow {
     /// Counters of this connection's labels, once they are known, and what was added to them so far.
     cells: RefCell<Option<Rc<ConnectionCells>>>,
     counted: Cell<(u64, u64)>,
+    /// Where weft only carries its bytes: to which pod, and what for.
+    pub(crate) passage: RefCell<Option<Box<Passage>>>,
     /// When the worker's sweep ends the connection unless it is moved or cleared.
     pub(crate) deadline: Cell<Option<Instant>>,
 }
@@ -134,6 +137,7 @@ impl Flow {
             bytes_received: Cell::new(0),
             cells: RefCell::default(),
             counted: Cell::new((0, 0)),
+            passage: RefCell::default(),
             deadline: Cell::new(None),
         }
     }
@@ -251,10 +255,15 @@ impl FlowTable {
         self.flows.borrow().len()
     }
 
+    /// Calls `look` with every connection.
+    pub(crate) fn each(&self, look: impl FnMut(&Flow)) {
+        self.flows.borrow().values().map(AsRef::as_ref).for_each(look);
+    }
+
     /// Moves every connection on that `which` selects; returns how many.
     pub(crate) fn advance(&self, to: Phase, which: impl Fn(&Flow) -> bool) -> usize {
         let flows = self.flows.borrow();
-        flows.values().filter(|flow| which(flow)).map(|flow| flow.control.advance(to)).count()
+        flows.values().filter(|flow| which(flow)).inspect(|flow| _ = flow.control.advance(to)).count()
     }
 
     /// Counts bytes, and ends what is past its deadline.

@@ -1,5 +1,7 @@
-//! A connection made to a captured pod: its policy is asked, then the application is dialled as the client. What is carried is
-//! opaque; policy for requests will have its place between the two steps.
+//! A connection made to a captured pod from elsewhere: its policy is asked, then the application is dialled as the client. What is
+//! carried is opaque: who the client is nobody can tell, so no grant of requests can be for it.
+
+mod refuse;
 
 use std::rc::Rc;
 
@@ -7,6 +9,7 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use crate::{
+    access::Passage,
     dial::{self, Dialled},
     flows::{Direction, FlowEntry, FlowProtocol},
     metrics::Limit,
@@ -21,14 +24,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
     let flow = &entry.flow;
     flow.protocol.set(FlowProtocol::Tcp);
     flow.open(pod.cells.connections(Direction::Inbound, None, None));
-    if let Err(denied) = worker.authorize(&pod.pod.id) {
-        worker.metrics.resets.inc();
+    if let Err(denial) = worker.admit_stranger(&pod.pod, flow.destination) {
         worker.metrics.replied(Reason::Denied);
-        if let Some(unsaid) = worker.warnings.due("inbound connection denied") {
-            tracing::warn!(pod = %pod.pod.name, namespace = %pod.pod.namespace, client = %flow.peer, to = %flow.destination, %denied, unsaid, "inbound connection denied");
-        }
-        return dial::reset(stream);
+        worker.report(flow, &denial);
+        return Box::pin(refuse::refuse(&worker, flow, stream)).await;
     }
+    let passage = Passage::new(pod.pod.id.clone(), flow.destination, None);
+    *flow.passage.borrow_mut() = Some(passage);
     let dial = Dial::Inbound { pod: &pod.pod, client: flow.peer, to: flow.destination };
     let dialled = tokio::select! {
         dialled = dial::dial(&worker, dial) => dialled,

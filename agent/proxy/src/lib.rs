@@ -10,6 +10,7 @@ pub mod proxy;
 pub mod reply;
 pub mod socket;
 
+mod access;
 mod balance;
 mod choose;
 mod detect;

@@ -153,6 +153,13 @@ pub const BALANCE_STATE_IDLE: Duration = Duration::from_secs(600);
 pub const METRIC_CELLS_PER_POD_MAX: usize = 1024;
 /// Metric cells that one connection remembers.
 pub const METRIC_CELLS_PER_CONNECTION_MAX: usize = 16;
+/// Shortest time between two lines of the access log about the same destination and the same kind of basis, in one worker: enough to
+/// find out why, too few to be made a flood of.
+pub const ACCESS_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Most of a request's path that the access log shows, bytes.
+pub const ACCESS_LOG_PATH_BYTES_MAX: usize = 256;
+/// Most of a request's method that it shows, bytes: the longest of the IANA registry has 17.
+pub const ACCESS_LOG_METHOD_BYTES_MAX: usize = 32;
 /// Most rows of one `flows` answer.
 pub const FLOW_ROWS_MAX: usize = 10_000;
 /// How long `flows` and `learnt` wait for a worker.

@@ -1,6 +1,8 @@
 //! The data path's metrics. Label sets are resolved once and kept in worker-local cells; requests touch plain integers, which the
 //! worker's tick adds to the shared metrics. Nothing here decides anything.
 
+mod limit;
+
 use std::{
     cell::RefCell,
     collections::{HashMap, HashSet},
@@ -14,12 +16,14 @@ use prometheus::{
 };
 use weft_policy::names::ServiceKey;
 
+pub(crate) use self::limit::Limit;
 use crate::{flows::Direction, learnt::Seen, reply::Reason, socket::LocalPod};
 
 const REQUEST_LABELS: [&str; 6] =
     ["source_namespace", "source_workload", "destination_namespace", "destination_service", "backend", "status_class"];
 const CONNECTION_LABELS: [&str; 6] =
     ["direction", "source_namespace", "source_workload", "destination_namespace", "destination_service", "backend"];
+const DENIED_LABELS: [&str; 3] = ["destination_namespace", "destination_workload", "basis"];
 /// Upper bounds in seconds: a fast local answer to a slow report.
 const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
@@ -28,104 +32,26 @@ const DURATION_BUCKETS: [f64; 14] =
 const DETECTION_BUCKETS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0];
 
-/// A limit that was reached, for `weft_limit_reached_total{limit}`.
+/// What a denial rests on, for `weft_denied_total{basis}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
-    DownstreamConnections,
-    FileDescriptors,
-    Dials,
-    PoolIdlePerKey,
-    HeadBytes,
-    FlowRows,
-    MetricCells,
-    HeaderReadTimeout,
-    DownstreamIdleTimeout,
-    HalfClosedGrace,
-    ConnectTries,
-    ContinueTimeout,
-    TransparentPorts,
-    Commands,
-    DetectTimeout,
-    LearntWait,
-    LearntPorts,
-    RefusalWait,
-    HelloBytes,
-    H2Streams,
-    H2Resets,
-    H2Continuations,
-    H2SmallFrames,
-    H2OverheadFrames,
-    H2Other,
-    H2Stall,
-    H2UpstreamStreams,
-    H2Refused,
-    TargetBytes,
+pub(crate) enum BasisKind {
+    Stance,
+    NotGranted,
+    Unidentified,
+    NotHttp,
+    NoPlan,
 }
 
-impl Limit {
-    const ALL: [Self; 29] = [
-        Self::DownstreamConnections,
-        Self::FileDescriptors,
-        Self::Dials,
-        Self::PoolIdlePerKey,
-        Self::HeadBytes,
-        Self::FlowRows,
-        Self::MetricCells,
-        Self::HeaderReadTimeout,
-        Self::DownstreamIdleTimeout,
-        Self::HalfClosedGrace,
-        Self::ConnectTries,
-        Self::ContinueTimeout,
-        Self::TransparentPorts,
-        Self::Commands,
-        Self::DetectTimeout,
-        Self::LearntWait,
-        Self::LearntPorts,
-        Self::RefusalWait,
-        Self::HelloBytes,
-        Self::H2Streams,
-        Self::H2Resets,
-        Self::H2Continuations,
-        Self::H2SmallFrames,
-        Self::H2OverheadFrames,
-        Self::H2Other,
-        Self::H2Stall,
-        Self::H2UpstreamStreams,
-        Self::H2Refused,
-        Self::TargetBytes,
-    ];
+impl BasisKind {
+    pub(crate) const ALL: [Self; 5] = [Self::Stance, Self::NotGranted, Self::Unidentified, Self::NotHttp, Self::NoPlan];
 
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::DownstreamConnections => "downstream_connections",
-            Self::FileDescriptors => "file_descriptors",
-            Self::Dials => "dials",
-            Self::PoolIdlePerKey => "pool_idle_per_key",
-            Self::HeadBytes => "head_bytes",
-            Self::FlowRows => "flow_rows",
-            Self::MetricCells => "metric_cells",
-            Self::HeaderReadTimeout => "header_read_timeout",
-            Self::DownstreamIdleTimeout => "downstream_idle_timeout",
-            Self::HalfClosedGrace => "half_closed_grace",
-            Self::ConnectTries => "connect_tries",
-            Self::ContinueTimeout => "continue_timeout",
-            Self::TransparentPorts => "transparent_ports",
-            Self::Commands => "worker_commands",
-            Self::DetectTimeout => "detect_timeout",
-            Self::LearntWait => "learnt_wait",
-            Self::LearntPorts => "learnt_ports",
-            Self::RefusalWait => "refusal_wait",
-            Self::HelloBytes => "hello_bytes",
-            Self::H2Streams => "h2_streams",
-            Self::H2Resets => "h2_resets",
-            Self::H2Continuations => "h2_continuations",
-            Self::H2SmallFrames => "h2_small_frames",
-            Self::H2OverheadFrames => "h2_overhead_frames",
-            Self::H2Other => "h2_other",
-            Self::H2Stall => "h2_stall",
-            Self::H2UpstreamStreams => "h2_upstream_streams",
-            Self::H2Refused => "h2_refused",
-            Self::TargetBytes => "target_bytes",
+            Self::Stance => "stance",
+            Self::NotGranted => "not_granted",
+            Self::Unidentified => "unidentified",
+            Self::NotHttp => "not_http",
+            Self::NoPlan => "no_plan",
         }
     }
 }
@@ -169,6 +95,9 @@ pub(crate) struct Metrics {
     replies: Vec<IntCounter>,
     dials: Vec<IntCounter>,
     limits: Vec<IntCounter>,
+    denied: IntCounterVec,
+    /// Connections that were cut because policy does not let them through any more.
+    pub(crate) cut_denied: IntCounter,
     pub(crate) resets: IntCounter,
     pub(crate) split_skipped: IntCounter,
     pub(crate) fields_removed: IntCounter,
@@ -187,6 +116,7 @@ struct Owner {
 struct OwnerSeries {
     holders: usize,
     requests: HashSet<[String; 6]>,
+    denied: HashSet<[String; 3]>,
     connections: HashSet<[String; 6]>,
 }
 
@@ -221,6 +151,11 @@ impl Metrics {
         registry.register(Box::new(connections_open.clone()))?;
         let replies = counter("weft_local_replies_total", "Answers that the mesh itself made, by reason", &["reason"])?;
         let dials = counter("weft_dials_total", "Connects to endpoints, by result", &["result"])?;
+        let cut = counter(
+            "weft_connections_cut_total",
+            "Connections that were ended because policy does not let them through any more, by reason",
+            &["reason"],
+        )?;
         let limits = counter(
             "weft_limit_reached_total",
             "Times that a named limit or timeout of the data path was reached",
@@ -247,6 +182,12 @@ impl Metrics {
             replies: Reason::ALL.iter().map(|reason| replies.with_label_values(&[reason.word()])).collect(),
             dials: DialResult::ALL.iter().map(|result| dials.with_label_values(&[result.as_str()])).collect(),
             limits: Limit::ALL.iter().map(|limit| limits.with_label_values(&[limit.as_str()])).collect(),
+            denied: counter(
+                "weft_denied_total",
+                "Requests and connections that the policy of their destination denied, by what that rests on",
+                &DENIED_LABELS,
+            )?,
+            cut_denied: cut.with_label_values(&["denied"]),
             resets: single("weft_connections_reset_total", "Captured connections that the mesh itself reset")?,
             split_skipped: single(
                 "weft_split_skipped_total",
@@ -273,6 +214,11 @@ impl Metrics {
         self.replies[reason as usize].inc();
     }
 
+    /// A denial by a destination that is not captured any more.
+    pub(crate) fn denied_elsewhere(&self, kind: BasisKind) {
+        self.denied.with_label_values(&["", "", kind.as_str()]).inc();
+    }
+
     /// A worker's own histograms of detection.
     pub(crate) fn detection_cells(&self) -> DetectionCells {
         DetectionCells(Seen::ALL.map(|seen| self.detection.with_label_values(&[seen.protocol(), seen.first()]).local()))
@@ -282,7 +228,13 @@ impl Metrics {
     pub(crate) fn pod_cells(self: &Arc<Self>, pod: &LocalPod) -> PodCells {
         let owner = Owner { namespace: Arc::clone(&pod.namespace), workload: Arc::clone(&pod.owner) };
         self.owners.lock().unwrap_or_else(PoisonError::into_inner).entry(owner.clone()).or_default().holders += 1;
-        PodCells { metrics: Arc::clone(self), owner, requests: RefCell::default(), connections: RefCell::default() }
+        PodCells {
+            metrics: Arc::clone(self),
+            owner,
+            requests: RefCell::default(),
+            connections: RefCell::default(),
+            denied: RefCell::default(),
+        }
     }
 
     /// Remembers that a label set exists. Whoever calls holds a share, so the entry is there.
@@ -311,6 +263,9 @@ impl Metrics {
             let _ = self.connections_open.remove_label_values(labels);
             let _ = self.sent_bytes.remove_label_values(labels);
             let _ = self.received_bytes.remove_label_values(labels);
+        }
+        for labels in &series.denied {
+            let _ = self.denied.remove_label_values(labels);
         }
         owners.remove(owner);
     }
@@ -342,6 +297,7 @@ pub(crate) struct PodCells {
     owner: Owner,
     requests: RefCell<HashMap<Route, std::rc::Rc<RequestCells>>>,
     connections: RefCell<HashMap<(Direction, Route), std::rc::Rc<ConnectionCells>>>,
+    denied: RefCell<[Option<IntCounter>; BasisKind::ALL.len()]>,
 }
 
 impl Drop for PodCells {
@@ -389,6 +345,18 @@ impl PodCells {
         let route = self.bounded((service.cloned(), backend.cloned()), cells.len());
         let make = || std::rc::Rc::new(ConnectionCells::resolve(&self.metrics, &self.owner, direction, &route));
         std::rc::Rc::clone(cells.entry((direction, route.clone())).or_insert_with(make))
+    }
+
+    /// Counts something that the policy of this pod denied.
+    pub(crate) fn denied(&self, kind: BasisKind) {
+        let mut cells = self.denied.borrow_mut();
+        let resolve = || {
+            let labels = [self.owner.namespace.to_string(), self.owner.workload.to_string(), kind.as_str().to_owned()];
+            let cell = self.metrics.denied.with_label_values(&labels);
+            self.metrics.remember(&self.owner, |series| _ = series.denied.insert(labels));
+            cell
+        };
+        cells[kind as usize].get_or_insert_with(resolve).inc();
     }
 
     fn bounded(&self, route: Route, cells: usize) -> Route {

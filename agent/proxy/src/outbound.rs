@@ -1,6 +1,12 @@
 //! A connection that a captured pod made: what it was meant for, what it speaks, and on to the right place.
 
-use std::{io, net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use tokio::{net::TcpStream, time::timeout};
@@ -11,6 +17,7 @@ use weft_policy::{
 };
 
 use crate::{
+    access::{Admitted, Asks, Passage},
     balance::EndpointLoad,
     choose::{self, Choice},
     detect::{self, Detected, Unasked},
@@ -22,7 +29,7 @@ use crate::{
     learnt::{LearntKey, Port, Seen},
     limits,
     metrics::Limit,
-    reply::{LocalReply, Reason},
+    reply::LocalReply,
     socket::Dial,
     tcp::{self, End, Side},
     worker::{Pod, Worker},
@@ -130,14 +137,20 @@ impl Way<'_> {
                 Err(_) => worker.metrics.reached(Limit::LearntWait),
             }
         }
-        let mut reach = pin!(self.reach());
+        let mut reach = pin!(self.reach(Asks::Connect));
         let reached = tokio::select! {
             biased;
             reached = &mut reach => reached,
             detected = &mut client => match detected {
                 Ok(detected) => {
-                    let detected = self.client_showed(port.as_deref(), detected);
-                    return Ok(Found { detected, reached: Some(reach.await) });
+                    let reached = reach.await;
+                    let asks_only = matches!(&reached, Ok(early) if early.admitted == Some(Admitted::Requests));
+                    let detected = match detected {
+                        // It said nothing, so there is nothing to deny.
+                        Detected::Ended if asks_only => Detected::Ended,
+                        detected => self.client_showed(port.as_deref(), detected),
+                    };
+                    return Ok(Found { detected, reached: Some(reached) });
                 }
                 Err(error) => {
                     // The server may have accepted already, and a socket that is merely closed would look like an end in order.
@@ -162,6 +175,9 @@ impl Way<'_> {
                 return Ok(Found { detected, reached: Some(Err(reply)) });
             }
         };
+        if early.admitted == Some(Admitted::Requests) {
+            return self.requests_only(client.as_mut(), port.as_deref(), early).await;
+        }
         let first = tokio::select! {
             // A server that has spoken unasked is none of HTTP/1, whatever the client says.
             biased;
@@ -199,6 +215,30 @@ impl Way<'_> {
                 self.open();
                 dial::reset(early.dialled.stream);
                 return Err(error);
+            }
+        };
+        Ok(Found { detected, reached: Some(Ok(early)) })
+    }
+
+    /// Waits for a client that may say nothing but requests. What the server says unasked is not for it.
+    async fn requests_only(
+        &self,
+        client: Pin<&mut impl Future<Output = io::Result<Detected>>>,
+        port: Option<&Port>,
+        early: Early,
+    ) -> io::Result<Found> {
+        let worker = self.worker;
+        let detected = match timeout(worker.config.header_read_timeout, client).await {
+            Ok(Ok(Detected::Ended)) => Detected::Ended,
+            Ok(Ok(detected)) => self.client_showed(port, detected),
+            Ok(Err(error)) => {
+                self.open();
+                dial::reset(early.dialled.stream);
+                return Err(error);
+            }
+            Err(_) => {
+                worker.metrics.reached(Limit::HeaderReadTimeout);
+                Detected::Silent
             }
         };
         Ok(Found { detected, reached: Some(Ok(early)) })
@@ -270,17 +310,20 @@ impl Way<'_> {
         let reached = match found.reached {
             Some(reached) => reached,
             None => tokio::select! {
-                reached = self.reach() => reached,
+                reached = self.reach(Asks::Bytes) => reached,
                 () = flow.control.cut() => return dial::reset(stream),
             },
         };
         self.open();
-        let Early { dialled, in_flight, .. } = match reached {
+        let Early { dialled, in_flight, .. } = match reached.and_then(|early| self.let_through(early)) {
             Ok(reached) => reached,
             Err(reply) => {
                 // Before any byte, so the client sees what it would see of a server that is not there.
                 worker.metrics.resets.inc();
                 worker.metrics.replied(reply.reason);
+                if let Some(denial) = &reply.denial {
+                    worker.report(flow, denial);
+                }
                 tracing::debug!(source = %self.pod.pod.name, destination = %flow.destination, reason = reply.reason.word(), detail = reply.detail, "reset");
                 return dial::reset(stream);
             }
@@ -298,8 +341,25 @@ impl Way<'_> {
         drop((dialled.lease, in_flight));
     }
 
+    /// Whether a connection that was made takes bytes that weft does not look into: that was not asked while a request could still
+    /// come, and it may be long ago.
+    fn let_through(&self, early: Early) -> Result<Early, LocalReply> {
+        let endpoint = &early.load.endpoint;
+        match self.worker.admit(&self.pod.pod, endpoint, Asks::Bytes) {
+            Ok(_) => {
+                let passage = endpoint.workload.clone().map(|workload| Passage::new(workload, endpoint.address, None));
+                *self.flow.passage.borrow_mut() = passage;
+                Ok(early)
+            }
+            Err(denial) => {
+                dial::reset(early.dialled.stream);
+                Err(LocalReply::denied(denial))
+            }
+        }
+    }
+
     /// Connects to an endpoint of whatever the connection was meant for.
-    async fn reach(&self) -> Result<Early, LocalReply> {
+    async fn reach(&self, asks: Asks<'_>) -> Result<Early, LocalReply> {
         let Self { worker, flow, .. } = *self;
         let direct = |workload, node| EndpointLoad::new(Endpoint { address: flow.destination, workload, node });
         match self.destination {
@@ -307,35 +367,34 @@ impl Way<'_> {
                 let split = plan.route_connection();
                 let choice =
                     choose::split(worker, split, plan.balance).map_err(|none| choose::no_backend(split, none))?;
-                self.first(choice).await
+                self.first(choice, asks).await
             }
             Some(Destination::Pod(plan)) => {
                 let load = direct(Some(plan.workload.clone()), plan.node.clone());
                 let protocol = plan.protocol(flow.destination.port());
-                self.first(Choice::Pod { load: &load, protocol }).await
+                self.first(Choice::Pod { load: &load, protocol }, asks).await
             }
-            None => self.first(Choice::Pod { load: &direct(None, None), protocol: AppProtocol::Tcp }).await,
+            None => self.first(Choice::Pod { load: &direct(None, None), protocol: AppProtocol::Tcp }, asks).await,
         }
     }
 
     /// Connects to the first endpoint that answers. Takes the inbound step of each before it is dialled.
-    async fn first(&self, choice: Choice<'_>) -> Result<Early, LocalReply> {
+    async fn first(&self, choice: Choice<'_>, asks: Asks<'_>) -> Result<Early, LocalReply> {
         let Self { worker, pod, flow, .. } = *self;
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut failure = None;
         while let Some(load) = choice.next(worker, flow.destination, &tried) {
             let endpoint = &load.endpoint;
-            let captured = worker.authorize_endpoint(endpoint).map_err(|denied| {
-                LocalReply::new(Reason::Denied, format_args!("connection to {}: {denied}", endpoint.address))
-            })?;
+            let admitted = worker.admit(&pod.pod, endpoint, asks).map_err(LocalReply::denied)?;
             flow.chose(choice.backend().map(|backend| &backend.service), endpoint.address);
             let in_flight = load.begin();
-            let dial =
-                Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload: endpoint.workload.as_ref() };
+            // Only a pod whose inbound step was taken is to let it through.
+            let to_workload = endpoint.workload.as_ref().filter(|_| admitted.is_some());
+            let dial = Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload };
             match dial::dial(worker, dial).await {
                 Ok(dialled) => {
                     let (split, index) = (choice.split(), choice.index());
-                    return Ok(Early { split, index, load, in_flight, dialled, captured });
+                    return Ok(Early { split, index, load, in_flight, dialled, admitted });
                 }
                 Err(error) => {
                     tried.push(endpoint.address);

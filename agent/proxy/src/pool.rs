@@ -168,15 +168,6 @@ impl Pool {
         dialling.changed.notify_waiters();
     }
 
-    /// Nothing is dialled for [`Found::Dial`] after all; whoever waits is to ask for itself.
-    pub(crate) fn not_dialled(&self, endpoint: &Endpoint, dialling: &Dialling) {
-        if let Some(shared) = self.0.borrow_mut().shared.get_mut(&Key::of(endpoint)) {
-            shared.dialling = None;
-        }
-        dialling.over.set(true);
-        dialling.changed.notify_waiters();
-    }
-
     /// Lets go of connections that were not used for `idle_max`, are closed, or lead to endpoints that are not ready any more. HTTP/2
     /// connections finish the requests that they have.
     pub(crate) fn sweep(&self, now: Instant, idle_max: Duration, h2_idle_max: Duration) {

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::http::grpc;
+use crate::{access::Denial, http::grpc};
 
 /// The header that tells the mesh's own answers from an application's.
 pub const REASON_HEADER: HeaderName = HeaderName::from_static("weft-reason");
@@ -189,11 +189,18 @@ pub(crate) struct LocalReply {
     pub(crate) reason: Reason,
     /// What happened to what, as one line.
     pub(crate) detail: String,
+    /// What was denied, where that is why.
+    pub(crate) denial: Option<Box<Denial>>,
 }
 
 impl LocalReply {
     pub(crate) fn new(reason: Reason, detail: impl fmt::Display) -> Self {
-        Self { reason, detail: detail.to_string() }
+        Self { reason, detail: detail.to_string(), denial: None }
+    }
+
+    /// That a destination does not take something.
+    pub(crate) fn denied(denial: Box<Denial>) -> Self {
+        Self { reason: Reason::Denied, detail: denial.to_string(), denial: Some(denial) }
     }
 
     /// The response; its body is given back beside it, because bodies have their own type.

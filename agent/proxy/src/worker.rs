@@ -17,13 +17,12 @@ use tokio::{
     task::LocalSet,
 };
 use weft_policy::{
-    endpoints::Endpoint,
-    inbound::{Basis, ConnectionVerdict},
     names::WorkloadId,
     snapshot::{Snapshot, SnapshotCell},
 };
 
 use crate::{
+    access::AccessLog,
     balance::Balancer,
     config::ProxyConfig,
     drain::{DrainReport, Phase},
@@ -102,7 +101,7 @@ pub(crate) struct Worker {
     pub(crate) warnings: Warnings,
     pods: RefCell<HashMap<WorkloadId, Rc<Pod>>>,
     /// The snapshot that inbound steps were last taken with.
-    snapshot: RefCell<Arc<Snapshot>>,
+    pub(crate) snapshot: RefCell<Arc<Snapshot>>,
     heartbeat: Arc<Heartbeat>,
 }
 
@@ -111,6 +110,7 @@ pub(crate) struct Pod {
     pub(crate) pod: Arc<LocalPod>,
     pub(crate) cells: PodCells,
     pub(crate) pool: Pool,
+    pub(crate) access_log: AccessLog,
     pub(crate) listeners: Listeners,
 }
 
@@ -146,33 +146,21 @@ impl Worker {
                 pod: Arc::clone(pod),
                 cells: self.metrics.pod_cells(pod),
                 pool: Pool::default(),
+                access_log: AccessLog::default(),
                 listeners: Listeners::default(),
             }))),
         }
     }
 
-    /// The inbound step: what the destination's own policy says. A captured workload without a plan takes nothing.
-    pub(crate) fn authorize(&self, workload: &WorkloadId) -> Result<(), Denied> {
-        self.refresh();
-        let snapshot = self.snapshot.borrow();
-        match snapshot.inbound.get(workload).map(|plan| plan.connection(None, 0)) {
-            Some(ConnectionVerdict::Allow(_)) => Ok(()),
-            Some(ConnectionVerdict::Deny(basis) | ConnectionVerdict::Requests(basis)) => Err(Denied::By(basis)),
-            None => Err(Denied::NoPlan),
-        }
+    /// The worker's state for a pod, if it has any.
+    pub(crate) fn known_pod(&self, id: &WorkloadId) -> Option<Rc<Pod>> {
+        self.pods.borrow().get(id).cloned()
     }
 
-    fn refresh(&self) {
+    /// Takes the current snapshot, if that is another one.
+    pub(crate) fn refresh(&self) {
         if self.snapshot.borrow().generation != self.snapshots.generation() {
             self.snapshot.replace(self.snapshots.load());
-        }
-    }
-
-    /// The inbound step in process, where the endpoint is captured on this node; tells whether it is.
-    pub(crate) fn authorize_endpoint(&self, endpoint: &Endpoint) -> Result<bool, Denied> {
-        match &endpoint.workload {
-            Some(workload) if self.sockets.is_captured(workload) => self.authorize(workload).map(|()| true),
-            _ => Ok(false),
         }
     }
 
@@ -263,6 +251,7 @@ impl Worker {
         self.heartbeat.beat();
         // Lets go of a snapshot that is not the current one any more.
         self.refresh();
+        self.cut_denied();
         let now = Instant::now();
         self.flows.sweep(now);
         self.balancer.borrow_mut().sweep(now, limits::BALANCE_STATE_IDLE);
@@ -327,15 +316,6 @@ pub(crate) fn run(
 ) {
     let worker = Rc::new(Worker::new(index, parts, heartbeat));
     LocalSet::new().block_on(runtime, worker.run(commands));
-}
-
-/// Why the inbound step refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Denied {
-    #[error("{0}")]
-    By(Basis),
-    #[error("the destination is captured and has no inbound plan yet")]
-    NoPlan,
 }
 
 /// Keeps warnings about what a peer can cause from filling the log.

@@ -44,8 +44,6 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 pub(crate) struct Shared {
     endpoint: Endpoint,
-    /// The endpoint is a pod that is captured on this node, so each request needs the inbound step.
-    pub(crate) captured: bool,
     cell: Option<Arc<EndpointCell>>,
     /// The socket; the task and whoever looks at it from outside borrow it in turn. Gone once the connection is over.
     stream: RefCell<Option<TcpStream>>,
@@ -65,23 +63,28 @@ pub(crate) struct Via<'a> {
     pub(crate) captured: bool,
 }
 
+impl<'a> Via<'a> {
+    /// The dial for it. Only a pod whose inbound step was taken is to let it through.
+    pub(crate) fn dial(&self) -> Dial<'a> {
+        let to_workload = self.endpoint.workload.as_ref().filter(|_| self.captured);
+        Dial::Outbound { source: self.source, to: self.endpoint.address, to_workload }
+    }
+}
+
 /// Opens a connection.
 pub(crate) async fn connect(worker: &Worker, via: Via<'_>) -> Result<Upstream, DialError> {
-    let Via { source, endpoint, .. } = via;
-    let to = endpoint.address;
-    let dialled = dial::dial(worker, Dial::Outbound { source, to, to_workload: endpoint.workload.as_ref() }).await?;
+    let dialled = dial::dial(worker, via.dial()).await?;
     adopt(via, dialled).await
 }
 
 /// Takes a connection over that was dialled already.
 pub(crate) async fn adopt(via: Via<'_>, dialled: Dialled) -> Result<Upstream, DialError> {
-    let Via { endpoint, cell, captured, .. } = via;
+    let Via { endpoint, cell, .. } = via;
     let Dialled { stream, lease } = dialled;
     let to = endpoint.address;
     let (sent, upgraded) = oneshot::channel();
     let shared = Rc::new(Shared {
         endpoint: endpoint.clone(),
-        captured,
         cell: cell.cloned(),
         stream: RefCell::new(Some(stream)),
         lease: RefCell::new(Some(lease)),

@@ -33,7 +33,7 @@ use crate::{
         frames::{Frame, Frames, code, kind},
     },
     limits,
-    socket::{Dial, Lease},
+    socket::Lease,
     worker::Worker,
 };
 
@@ -41,8 +41,6 @@ use crate::{
 pub(crate) struct Connection {
     sender: RefCell<http2::SendRequest<RequestBody>>,
     endpoint: Endpoint,
-    /// The endpoint is a pod that is captured on this node, so each request needs the inbound step.
-    pub(crate) captured: bool,
     cell: Option<Arc<EndpointCell>>,
     peer: Rc<Peer>,
     /// Requests on it.
@@ -116,9 +114,7 @@ impl Connection {
 
 /// Connects, and waits until the endpoint has shown that it speaks HTTP/2: no request ever meets a server that does not.
 pub(crate) async fn connect(worker: &Worker, via: Via<'_>, room: &Rc<Notify>) -> Result<Connection, DialError> {
-    let dial =
-        Dial::Outbound { source: via.source, to: via.endpoint.address, to_workload: via.endpoint.workload.as_ref() };
-    let dialled = dial::dial(worker, dial).await?;
+    let dialled = dial::dial(worker, via.dial()).await?;
     open(worker, via, dialled, room).await
 }
 
@@ -168,7 +164,6 @@ pub(crate) async fn open(
             return Ok(Connection {
                 sender: RefCell::new(sender),
                 endpoint: via.endpoint.clone(),
-                captured: via.captured,
                 cell: via.cell.cloned(),
                 peer,
                 streams: Cell::new(0),

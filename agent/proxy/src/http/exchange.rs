@@ -70,6 +70,9 @@ fn local(link: &Link, reply: LocalReply, grpc: bool) -> (response::Parts, Bytes)
         "the mesh answers"
     );
     link.worker.metrics.replied(reply.reason);
+    if let Some(denial) = &reply.denial {
+        link.worker.report(&link.flow, denial);
+    }
     let (response, body) = if grpc { reply.into_grpc() } else { reply.into_parts() };
     (response.into_parts().0, body)
 }

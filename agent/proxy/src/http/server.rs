@@ -88,7 +88,7 @@ pub(crate) async fn serve(
     match (outcome, upgrade) {
         (Outcome::Done(Ok(())), Some(upgrade)) => {
             let end = upgrade::run(upgrade, stream, parts.read_buf, flow, &worker.scratch).await;
-            if end == End::Reset {
+            if end != End::Finished {
                 worker.metrics.resets.inc();
             }
         }

@@ -20,20 +20,21 @@ pub(crate) fn to_http1<B: Body>(parts: &mut request::Parts, body: &B) {
     }
 }
 
-/// Makes a request one of HTTP/2: `Host` becomes the authority, unless there is one, and nothing is said about a connection
-/// (RFC 9113 8.2.2, 8.3.1).
-pub(crate) fn to_http2(parts: &mut request::Parts, origin: Option<(Scheme, Authority)>) -> Result<(), LocalReply> {
+/// The authority that a request has in HTTP/2: its own if it came in it, else its `Host` (RFC 9113 8.3.1).
+pub(crate) fn origin(
+    headers: &HeaderMap,
+    origin: Option<(Scheme, Authority)>,
+) -> Result<(Scheme, Authority), LocalReply> {
+    let host = || headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    origin
+        .or_else(|| Some((Scheme::HTTP, host()?)))
+        .ok_or_else(|| LocalReply::new(Reason::HostInvalid, "Host is no authority, which HTTP/2 needs"))
+}
+
+/// Makes a request one of HTTP/2: the authority takes the place of `Host`, and nothing is said about a connection (RFC 9113 8.2.2).
+pub(crate) fn to_http2(parts: &mut request::Parts, (scheme, authority): (Scheme, Authority)) -> Result<(), LocalReply> {
     let headers = &mut parts.headers;
-    let host = headers.remove(HOST);
-    let (scheme, authority) = match origin {
-        Some(origin) => origin,
-        None => {
-            let authority = host.as_ref().and_then(|host| Authority::try_from(host.as_bytes()).ok());
-            let authority = authority
-                .ok_or_else(|| LocalReply::new(Reason::HostInvalid, "Host is no authority, which HTTP/2 needs"))?;
-            (Scheme::HTTP, authority)
-        }
-    };
+    headers.remove(HOST);
     headers.remove(CONNECTION);
     headers.remove(UPGRADE);
     // Nothing waits for an answer to it: HTTP/2 lets a server refuse a body at any time (RFC 9113 8.1).

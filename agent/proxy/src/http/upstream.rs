@@ -10,10 +10,12 @@ use hyper::{body::Incoming, client::conn::TrySendError, ext::ReasonPhrase};
 use tokio::sync::Notify;
 use weft_policy::{
     endpoints::{Endpoint, EndpointCell},
+    matcher::RequestHead,
     plan::AppProtocol,
 };
 
 use crate::{
+    access::{self, Asked, Asks, Passage},
     balance::{EndpointLoad, InFlight},
     choose::Choice,
     dial::{DialError, Dialled},
@@ -64,14 +66,13 @@ struct Tries {
     stale: usize,
 }
 
-type Next = (Rc<EndpointLoad>, InFlight, Option<(Dialled, bool)>);
+type Next = (Rc<EndpointLoad>, InFlight, Option<Dialled>);
 
-/// The endpoint to try next: the one that was dialled early, with its connection and whether its pod is captured on this node; or
-/// another one.
+/// The endpoint to try next: the one that was dialled early, with its connection; or another one.
 fn next(link: &Link, choice: &Choice<'_>, tries: &Tries, early: Option<Early>) -> Result<Next, LocalReply> {
     let wanted = |load: &EndpointLoad| choice.cell().is_none_or(|cell| cell.load().ready.contains(&load.endpoint));
-    if let Some(Early { load, in_flight, dialled, captured, .. }) = early.filter(|early| wanted(&early.load)) {
-        return Ok((load, in_flight, Some((dialled, captured))));
+    if let Some(Early { load, in_flight, dialled, .. }) = early.filter(|early| wanted(&early.load)) {
+        return Ok((load, in_flight, Some(dialled)));
     }
     let next = choice.next(&link.worker, link.flow.destination, &tries.tried);
     let load = next.ok_or_else(|| choice.exhausted(tries.failure.as_deref()))?;
@@ -109,21 +110,10 @@ impl From<DialError> for Failed {
     }
 }
 
-/// The inbound step where it is this agent's to take; tells whether it is.
-fn authorize(worker: &Worker, endpoint: &Endpoint) -> Result<bool, LocalReply> {
-    worker
-        .authorize_endpoint(endpoint)
-        .map_err(|denied| LocalReply::new(Reason::Denied, format_args!("request to {}: {denied}", endpoint.address)))
-}
-
-/// The same for a connection that was made when it was known whether it is.
-fn authorize_again(worker: &Worker, endpoint: &Endpoint, captured: bool) -> Result<(), LocalReply> {
-    match &endpoint.workload {
-        Some(workload) if captured => worker.authorize(workload).map_err(|denied| {
-            LocalReply::new(Reason::Denied, format_args!("request to {}: {denied}", endpoint.address))
-        }),
-        _ => Ok(()),
-    }
+/// The inbound step for one request, where it is this agent's to take; tells whether it is. Whatever connection is to carry it.
+fn authorize(link: &Link, endpoint: &Endpoint, head: RequestHead<'_>) -> Result<bool, Failed> {
+    let admitted = link.worker.admit(&link.pod.pod, endpoint, Asks::Request(head));
+    admitted.map(|admitted| admitted.is_some()).map_err(|denial| Failed::Reply(LocalReply::denied(denial)))
 }
 
 async fn send1(
@@ -134,21 +124,24 @@ async fn send1(
     let link = &record.link;
     let upgrade = outgoing.upgrade;
     let (mut request, gate) = assemble1(record, outgoing)?;
+    // Once it is upgraded nobody asks for it any more but the worker's tick.
+    let mut asked = upgrade.then(|| Asked::keep(&request));
     let mut tries = Tries::default();
     loop {
         let (load, in_flight, dialled) = next(link, &choice, &tries, link.take_early())?;
-        let (mut upstream, pooled) = match take(link, &choice, &load.endpoint, dialled, tries.stale).await {
-            Ok(found) => found,
-            Err(Failed::Reply(reply)) => return Err(reply),
-            Err(Failed::Dial(error)) => {
-                tries.failed(link, &choice, load.endpoint.address, error)?;
-                continue;
-            }
-        };
+        let (mut upstream, pooled) =
+            match take(link, &choice, &load.endpoint, dialled, tries.stale, access::head(&request)).await {
+                Ok(found) => found,
+                Err(Failed::Reply(reply)) => return Err(reply),
+                Err(Failed::Dial(error)) => {
+                    tries.failed(link, &choice, load.endpoint.address, error)?;
+                    continue;
+                }
+            };
         link.flow.chose(choice.backend().map(|backend| &backend.service), load.endpoint.address);
         upstream.set_upgrading(upgrade);
         match upstream.send(request).await {
-            Ok(response) => return answer1(link, response, upstream, in_flight, upgrade, gate),
+            Ok(response) => return answer1(link, response, upstream, in_flight, asked.take(), gate),
             Err(mut error) => match error.take_message() {
                 // Not a byte of it was sent.
                 Some(unsent) if pooled => {
@@ -171,14 +164,13 @@ async fn take(
     link: &Rc<Link>,
     choice: &Choice<'_>,
     endpoint: &Endpoint,
-    dialled: Option<(Dialled, bool)>,
+    dialled: Option<Dialled>,
     stale: usize,
+    head: RequestHead<'_>,
 ) -> Result<(Upstream, bool), Failed> {
-    let worker = &link.worker;
-    if let Some((dialled, captured)) = dialled {
-        // The step was taken when it was dialled, which may be long ago.
-        authorize_again(worker, endpoint, captured).map_err(Failed::Reply)?;
-        let via = Via { source: &link.pod.pod, endpoint, cell: choice.cell(), captured };
+    let captured = authorize(link, endpoint, head)?;
+    let via = Via { source: &link.pod.pod, endpoint, cell: choice.cell(), captured };
+    if let Some(dialled) = dialled {
         let upstream = client::adopt(via, dialled).await?;
         if upstream.is_quiet() {
             return Ok((upstream, true));
@@ -187,12 +179,14 @@ async fn take(
     if stale < limits::POOL_STALE_MAX
         && let Some(upstream) = link.pod.pool.checkout(endpoint)
     {
-        authorize_again(worker, endpoint, upstream.shared.captured).map_err(Failed::Reply)?;
         return Ok((upstream, true));
     }
-    let captured = authorize(worker, endpoint).map_err(Failed::Reply)?;
-    let via = Via { source: &link.pod.pod, endpoint, cell: choice.cell(), captured };
-    Ok((client::connect(worker, via).await?, false))
+    Ok((client::connect(&link.worker, via).await?, false))
+}
+
+/// What a connection is for once an endpoint has upgraded it.
+fn passage(endpoint: &Endpoint, asked: Option<Box<Asked>>) -> Option<Box<Passage>> {
+    Some(Passage::new(endpoint.workload.clone()?, endpoint.address, Some(asked?)))
 }
 
 type Assembled = (Request<RequestBody>, Option<Arc<Gate>>);
@@ -230,19 +224,20 @@ async fn send2(
     outgoing: Outgoing,
 ) -> Result<(response::Parts, Source), LocalReply> {
     let link = &record.link;
-    let Outgoing { mut parts, body, origin, upgrade, .. } = outgoing;
+    let Outgoing { parts, body, origin, upgrade, .. } = outgoing;
     if upgrade {
         return Err(LocalReply::new(
             Reason::UpgradeOverHttp2,
             "the port is declared to speak HTTP/2, and only HTTP/1.1 can be upgraded",
         ));
     }
-    translate::to_http2(&mut parts, origin)?;
+    let origin = translate::origin(&parts.headers, origin)?;
     let loan = (!body.is_end_stream()).then(|| Loan::new(body));
     let mut tries = Tries::default();
     loop {
         let (load, in_flight, dialled) = next(link, &choice, &tries, link.take_early())?;
-        let stream = match join(link, &choice, &load.endpoint, dialled).await {
+        let head = RequestHead { method: &parts.method, path: parts.uri.path(), headers: &parts.headers };
+        let stream = match join(link, &choice, &load.endpoint, dialled, head).await {
             Ok(stream) => stream,
             Err(Failed::Reply(reply)) => return Err(reply),
             Err(Failed::Dial(error)) => {
@@ -256,7 +251,10 @@ async fn send2(
             .as_ref()
             .map_or_else(|| RequestBody::empty(Rc::clone(&meter)), |loan| RequestBody::lent(loan, meter.clone()));
         // hyper does not give it back when the server says that it never looked at it.
-        let request = Request::from_parts(parts.clone(), body);
+        // What was asked for has its `Host` still: policy may look at it.
+        let mut parts = parts.clone();
+        translate::to_http2(&mut parts, origin.clone())?;
+        let request = Request::from_parts(parts, body);
         match stream.send(request).await {
             Ok(response) => {
                 if let Some(loan) = &loan {
@@ -297,30 +295,21 @@ async fn join(
     link: &Rc<Link>,
     choice: &Choice<'_>,
     endpoint: &Endpoint,
-    mut dialled: Option<(Dialled, bool)>,
+    mut dialled: Option<Dialled>,
+    head: RequestHead<'_>,
 ) -> Result<Stream, Failed> {
     let worker = &link.worker;
     loop {
+        // After each wait again.
+        let captured = authorize(link, endpoint, head)?;
         let room = match link.pod.pool.stream(endpoint) {
-            Found::Stream(stream) => {
-                authorize_again(worker, endpoint, stream.connection().captured).map_err(Failed::Reply)?;
-                return Ok(stream);
-            }
+            Found::Stream(stream) => return Ok(stream),
             Found::Dialling(dialling) => {
                 dialling.over().await.map_err(Failed::Dial)?;
                 continue;
             }
             Found::Dial(dialling, room) => {
-                let authorized = match dialled.take().filter(|(dialled, _)| tcp::is_quiet(&dialled.stream)) {
-                    Some((dialled, captured)) => {
-                        authorize_again(worker, endpoint, captured).map(|()| (Some(dialled), captured))
-                    }
-                    None => authorize(worker, endpoint).map(|captured| (None, captured)),
-                };
-                let (dialled, captured) = authorized.map_err(|reply| {
-                    link.pod.pool.not_dialled(endpoint, &dialling);
-                    Failed::Reply(reply)
-                })?;
+                let dialled = dialled.take().filter(|dialled| tcp::is_quiet(&dialled.stream));
                 let dial = SharedDial {
                     worker: Rc::clone(worker),
                     pod: Rc::clone(&link.pod),
@@ -408,7 +397,7 @@ fn answer1(
     response: Response<Incoming>,
     upstream: Upstream,
     in_flight: InFlight,
-    upgrade: bool,
+    upgrade: Option<Box<Asked>>,
     gate: Option<Arc<Gate>>,
 ) -> Result<(response::Parts, Source), LocalReply> {
     let (mut parts, body) = response.into_parts();
@@ -420,7 +409,7 @@ fn answer1(
         Downstream::Http1(one) => Some(one),
         Downstream::Http2(_) => None,
     };
-    if switching && !(upgrade && one_by_one.is_some()) {
+    if switching && !(upgrade.is_some() && one_by_one.is_some()) {
         return Err(protocol("switches protocols, which nobody asked for"));
     }
     let framed_twice = framing(&mut parts.headers, &body).map_err(protocol)?;
@@ -433,7 +422,8 @@ fn answer1(
         parts.extensions.insert(phrase);
     }
     if switching && let Some(one) = one_by_one {
-        *one.upgrade.borrow_mut() = Some(Upgrade { upstream: upstream.shared, in_flight });
+        let passage = passage(upstream.endpoint(), upgrade);
+        *one.upgrade.borrow_mut() = Some(Upgrade { upstream: upstream.shared, in_flight, passage });
         return Ok((parts, Source::Local(Bytes::new())));
     }
     upstream.set_upgrading(false);

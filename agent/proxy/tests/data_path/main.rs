@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "test support outside of test functions")]
 
+mod access;
 mod bounds;
 mod canonical;
 mod conformance;
