@@ -26,6 +26,16 @@ pub struct Entry {
     pub workload: Arc<WorkloadIr>,
     /// How far it is.
     pub state: PodState,
+    /// Policy denies by default what is meant for it, so it must not be reached while nobody is there to ask.
+    pub denies: bool,
+}
+
+impl Entry {
+    /// What becomes of its connections while the agent is gone.
+    #[must_use]
+    pub fn fail_mode(&self) -> FailMode {
+        if self.denies { FailMode::Closed } else { self.workload.fail_mode }
+    }
 }
 
 /// How far a pod is.
@@ -103,14 +113,29 @@ impl Pods {
                     }
                     self.entries.remove(id);
                     if let Some(workload) = wanted {
-                        self.entries
-                            .insert(id.clone(), Entry { workload: Arc::clone(workload), state: PodState::Waiting });
+                        let (workload, state) = (Arc::clone(workload), PodState::Waiting);
+                        self.entries.insert(id.clone(), Entry { workload, state, denies: false });
                         changes.attach.push(id.clone());
                     }
                 }
             }
         }
         changes
+    }
+
+    /// Takes in which pods' policy denies by default. Returns the captured ones whose fail mode is another one for it: first those
+    /// that are closed now, then those that are not closed any more.
+    pub fn denying(&mut self, denies: impl Fn(&WorkloadId) -> bool) -> (Vec<WorkloadId>, Vec<WorkloadId>) {
+        let (mut closed, mut opened) = (Vec::new(), Vec::new());
+        for (id, entry) in &mut self.entries {
+            let before = entry.fail_mode();
+            entry.denies = denies(id);
+            let after = entry.fail_mode();
+            if before != after && matches!(entry.state, PodState::Captured { .. }) {
+                if after == FailMode::Closed { &mut closed } else { &mut opened }.push(id.clone());
+            }
+        }
+        (closed, opened)
     }
 
     /// Pods that failed and should be tried again.
@@ -144,7 +169,7 @@ fn same_to_capture(a: &WorkloadIr, b: &WorkloadIr) -> bool {
 ///
 /// # Errors
 /// When the pod cannot be found.
-pub fn pod_specs(workload: &WorkloadIr, locate: &Locate) -> Result<Vec<PodSpec>, LocateError> {
+pub fn pod_specs(workload: &WorkloadIr, fail_mode: FailMode, locate: &Locate) -> Result<Vec<PodSpec>, LocateError> {
     let place = locate.find(workload)?;
     let spec = |netns: Option<PathBuf>| PodSpec {
         id: workload.id.clone(),
@@ -158,7 +183,7 @@ pub fn pod_specs(workload: &WorkloadIr, locate: &Locate) -> Result<Vec<PodSpec>,
         netns,
         cgroup: place.cgroup.clone(),
         ips: workload.ips.clone(),
-        fail_closed: workload.fail_mode == FailMode::Closed,
+        fail_closed: fail_mode == FailMode::Closed,
     };
     Ok(if workload.host_network { vec![spec(None)] } else { place.netns.iter().cloned().map(Some).map(spec).collect() })
 }
@@ -227,6 +252,29 @@ mod tests {
         closed.fail_mode = FailMode::Closed;
         let changes = change(&mut pods, &Arc::new(closed));
         assert_eq!(changes, PodChanges { fail_mode: vec![first.id.clone()], ..PodChanges::default() });
+    }
+
+    #[test]
+    fn a_pod_that_policy_denies_is_closed_whatever_its_label_says() {
+        let mut pods = Pods::new("n1");
+        let (open, waiting) = (workload("a", "n1", true), workload("b", "n1", true));
+        let mut closed = (*workload("c", "n1", true)).clone();
+        closed.fail_mode = FailMode::Closed;
+        let closed = Arc::new(closed);
+        for pod in [&open, &waiting, &closed] {
+            change(&mut pods, pod);
+        }
+        for pod in [&open, &closed] {
+            pods.set(&pod.id, PodState::Captured { connections_before: 0 });
+        }
+        assert_eq!(pods.denying(|_| true), (vec![open.id.clone()], vec![]), "no other one changes its mode now");
+        for pod in [&open, &waiting, &closed] {
+            let entry = pods.entry(&pod.id).unwrap();
+            assert_eq!(entry.fail_mode(), FailMode::Closed, "{}", pod.id);
+        }
+        assert_eq!(pods.denying(|_| true), (vec![], vec![]));
+        assert_eq!(pods.denying(|_| false), (vec![], vec![open.id.clone()]));
+        assert_eq!(pods.entry(&closed.id).unwrap().fail_mode(), FailMode::Closed);
     }
 
     #[test]

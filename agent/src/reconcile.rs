@@ -17,7 +17,7 @@ use crate::{
     capture::{PodAttachment, convert::dest_key, handover::HandedListener},
     limits,
     locate::Locate,
-    pods::{PodState, pod_specs},
+    pods::{Entry, PodState, pod_specs},
     state::Shared,
     telemetry::Chain,
     watch::Change,
@@ -97,11 +97,12 @@ impl Reconciler {
             return;
         }
         let delta = lower(&self.store, &dirty);
-        for diagnostic in delta.diagnostics.values().flatten().flat_map(|list| list.iter()) {
+        let found = delta.diagnostics.values().chain(delta.access_diagnostics.values());
+        for diagnostic in found.flatten().flat_map(|list| list.iter()) {
             tracing::warn!(object = %diagnostic.object, code = diagnostic.code, field = diagnostic.field, problem = diagnostic.message, "object does not work as written");
         }
         let pods = self.shared.pods().change(&delta.workloads);
-        let Compiled { snapshot, reach, .. } = self.shared.compiler().apply(delta);
+        let Compiled { snapshot, reach, closed } = self.shared.compiler().apply(delta);
 
         for id in &pods.release {
             self.release(id);
@@ -109,10 +110,20 @@ impl Reconciler {
         let (gone, kept): (Vec<_>, Vec<_>) = reach.into_iter().partition(|(_, reach)| reach.is_none());
         self.set_destinations(&gone);
         let generation = snapshot.generation;
+        let (closed, opened) = if closed.is_empty() && pods.attach.is_empty() {
+            Default::default()
+        } else {
+            let denies = |id: &WorkloadId| snapshot.inbound.get(id).is_some_and(|plan| plan.is_closed());
+            self.shared.pods().denying(denies)
+        };
+        // Before the plans that deny are in force, and after they are not any more: an agent that dies in between leaves nothing open.
+        for id in &closed {
+            self.set_fail_mode(id);
+        }
         self.shared.snapshots.publish(snapshot);
         self.set_destinations(&kept);
         self.attach_all(&pods.attach);
-        for id in &pods.fail_mode {
+        for id in pods.fail_mode.iter().chain(&opened) {
             self.set_fail_mode(id);
         }
         tracing::info!(generation = generation.0, "plans are in force");
@@ -141,8 +152,10 @@ impl Reconciler {
     }
 
     fn attach(&mut self, id: &WorkloadId) -> Option<PodListeners> {
-        let workload = self.shared.pods().entry(id).map(|entry| Arc::clone(&entry.workload))?;
-        let attached = pod_specs(&workload, &self.shared.locate).map_err(|error| error.to_string()).and_then(|specs| {
+        let (workload, fail_mode) =
+            self.shared.pods().entry(id).map(|entry| (Arc::clone(&entry.workload), entry.fail_mode()))?;
+        let specs = pod_specs(&workload, fail_mode, &self.shared.locate);
+        let attached = specs.map_err(|error| error.to_string()).and_then(|specs| {
             let mut first_error = None;
             for spec in &specs {
                 match self.shared.capture().attach_pod(spec, &mut self.handed) {
@@ -168,7 +181,7 @@ impl Reconciler {
     }
 
     fn set_fail_mode(&self, id: &WorkloadId) {
-        let Some(fail_mode) = self.shared.pods().entry(id).map(|entry| entry.workload.fail_mode) else { return };
+        let Some(fail_mode) = self.shared.pods().entry(id).map(Entry::fail_mode) else { return };
         if let Err(error) = self.shared.capture().set_fail_closed(id, fail_mode == FailMode::Closed) {
             tracing::error!(pod = %id, error = %Chain(&error), "fail mode stays as it was");
         }

@@ -41,7 +41,7 @@ pub fn status(shared: &Shared) -> api::Status {
                 ips: workload.ips.iter().map(ToString::to_string).collect(),
                 captured,
                 reason,
-                fail_mode: match workload.fail_mode {
+                fail_mode: match entry.fail_mode() {
                     FailMode::Open => "open".to_owned(),
                     FailMode::Closed => "closed".to_owned(),
                 },
