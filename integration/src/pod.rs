@@ -28,6 +28,8 @@ pub struct PodSpec {
     pub name: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Service account.
+    pub account: String,
     /// Whether it shares the node's network namespace.
     pub host_network: bool,
     /// Named container ports.
@@ -35,13 +37,14 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
-    /// A pod without labels.
+    /// A pod without labels, with the namespace's default service account.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             labels: BTreeMap::new(),
+            account: "default".to_owned(),
             host_network: false,
             ports: Vec::new(),
         }
@@ -51,6 +54,13 @@ impl PodSpec {
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With a service account.
+    #[must_use]
+    pub fn account(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.account);
         self
     }
 
@@ -251,7 +261,7 @@ impl Pod {
             },
             "spec": {
                 "nodeName": self.node.name(),
-                "serviceAccountName": "default",
+                "serviceAccountName": self.spec.account,
                 "hostNetwork": self.spec.host_network,
                 "containers": [{"name": "app", "image": "weft-testpod", "ports": ports}],
             },

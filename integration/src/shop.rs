@@ -1,4 +1,5 @@
-//! The small shop that most tests use: a client, servers of two versions, and their Services, in one meshed namespace.
+//! The small shop that most tests use: a client, servers of two versions, and their Services, in one meshed namespace. The client's
+//! service account is `client`, the servers' `web`.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -94,7 +95,7 @@ impl Shop {
     pub fn empty(fail_mode: &str) -> Result<Self> {
         let node = Node::new("node-a")?;
         let mut manifests = Manifests::new(&node)?;
-        let client = node.pod(PodSpec::new(NAMESPACE, "client"))?;
+        let client = node.pod(PodSpec::new(NAMESPACE, "client").account("client"))?;
         manifests.put(&meshed_namespace_failing(NAMESPACE, fail_mode))?;
         manifests.put_pod(&client)?;
         Ok(Self { agent: None, web: Vec::new(), programs: Vec::new(), client, manifests, node, services: Vec::new() })
@@ -132,7 +133,11 @@ impl Shop {
     /// # Errors
     /// When the kernel refuses.
     pub fn add_web(&mut self, version: &str, name: &str) -> Result<()> {
-        let spec = PodSpec::new(NAMESPACE, name).label("app", "web").label("version", version).port("http", HTTP);
+        let spec = PodSpec::new(NAMESPACE, name)
+            .account("web")
+            .label("app", "web")
+            .label("version", version)
+            .port("http", HTTP);
         let pod = self.node.pod(spec)?;
         let server = pod.serve(&serve_args().iter().map(String::as_str).collect::<Vec<_>>())?;
         self.manifests.put_pod(&pod)?;
