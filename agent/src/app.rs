@@ -15,7 +15,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
 };
-use weft_policy::snapshot::SnapshotCell;
+use weft_policy::{inbound::Stance, snapshot::SnapshotCell};
 use weft_proxy::{config::ProxyConfig, proxy::Proxy};
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
         self, Capture, CaptureConfig, CleanupReport,
         handover::{self, Handover},
     },
-    config::{Places, RunArgs, SourceArgs},
+    config::{DefaultStance, Places, RunArgs, SourceArgs},
     limits,
     locate::{HostPaths, Locate},
     metrics::AgentMetrics,
@@ -137,6 +137,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         snapshots,
         capture,
     ));
+    let deny = args.default_stance == DefaultStance::Deny;
+    shared.compiler().set_default_stance(Stance { deny, origin: None });
     AgentMetrics::register(&registry, &shared)?;
 
     let heartbeat = tokio::spawn(beat(Arc::clone(&shared)));

@@ -68,6 +68,10 @@ pub struct RunArgs {
     /// the restarted agent would take over again.
     #[arg(long, env = "WEFT_STAY_AFTER_HANDOVER")]
     pub stay_after_handover: bool,
+    /// Whether pods that no TrafficTarget selects take what is meant for them, where their namespace's label weft.dev/default does not
+    /// say.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_DEFAULT_STANCE")]
+    pub default_stance: DefaultStance,
     /// How log lines look. Levels are set by WEFT_LOG.
     #[arg(long, value_enum, default_value_t, env = "WEFT_LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -114,6 +118,16 @@ pub struct ProbeArgs {
     /// The agent's run directory.
     #[arg(long, value_name = "DIR", default_value = "/run/weft", env = "WEFT_RUN_DIR")]
     pub run_dir: PathBuf,
+}
+
+/// What holds where no TrafficTarget selects a pod and its namespace does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DefaultStance {
+    /// It takes everything.
+    #[default]
+    Allow,
+    /// It takes nothing, as SMI says.
+    Deny,
 }
 
 /// How results are printed.
