@@ -149,7 +149,7 @@ fn canonical(target: &PathAndQuery) -> Result<PathAndQuery, LocalReply> {
     let path = match path::canonical(target.path()).map_err(refused)? {
         Some(path) => path,
         // `http://host?query` has an empty path, which stands for the root as well.
-        None if target.as_str().starts_with('?') => "/".to_owned(),
+        None if !target.as_str().starts_with('/') => "/".to_owned(),
         None => return Ok(target.clone()),
     };
     let whole = match target.query() {
@@ -251,10 +251,12 @@ mod tests {
     fn requests_that_two_readers_could_read_differently_are_refused() {
         let host = [("host", "a")];
         type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Result<&'a str, Reason>);
-        let table: [Case<'_>; 25] = [
+        let table: [Case<'_>; 26] = [
             ("GET", "/a//b/../%2e?x=%00&y=//../", &host, Ok("/a/?x=%00&y=//../")),
             ("GET", "/a%2Fb", &host, Err(Reason::PathAmbiguous)),
             ("GET", "http://a?x", &host, Ok("/?x")),
+            // Crate http drops the fragment, and an empty path is left.
+            ("GET", "http://a#x", &host, Ok("/")),
             ("GET", "http://a//x", &host, Ok("/x")),
             ("GET", "ftp://a/", &host, Err(Reason::TargetInvalid)),
             ("GET", "http://a:80/x", &host, Ok("/x")),
