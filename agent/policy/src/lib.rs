@@ -4,6 +4,7 @@
 pub mod compile;
 pub mod diagnostic;
 pub mod endpoints;
+pub mod explain;
 pub mod inbound;
 pub mod ir;
 pub mod limits;

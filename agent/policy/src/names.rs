@@ -2,10 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Where something came from: the Kubernetes object that a verdict, a route or a diagnostic names.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectRef {
     /// Kind, as in the manifest: `TrafficSplit`, `Service`.
     pub kind: Arc<str>,
@@ -34,7 +34,7 @@ impl fmt::Display for ObjectRef {
 }
 
 /// A Service by namespace and name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceKey {
     /// Namespace.
     pub namespace: Arc<str>,
@@ -63,7 +63,7 @@ impl fmt::Display for ServiceKey {
 }
 
 /// A service account by namespace and name: the identity that access is granted to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceAccountKey {
     /// Namespace.
     pub namespace: Arc<str>,

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     matcher::{RequestHead, RouteMatcher},
@@ -12,7 +12,7 @@ use crate::{
 
 /// What a Service port speaks, as its author said (`appProtocol`, port name). On a port of the three kinds of HTTP a client may still
 /// open with something else; then the connection is opaque.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AppProtocol {
     /// HTTP. The version is the client's choice, and upstream is the same.

@@ -1,0 +1,191 @@
+//! `explain` on what manifests come to: the answer is the engine's own, with the objects behind it.
+
+#![allow(clippy::needless_pass_by_value, reason = "document literals are passed as they are written")]
+#![allow(clippy::unwrap_used, reason = "a test that fails")]
+
+use serde_json::{Value, json};
+use weft_crds::{
+    lower::lower,
+    parse::parse,
+    store::{ObjectEvent, ObjectStore},
+};
+use weft_policy::{
+    compile::Compiler,
+    explain::{Answer, Outcome, Question, QuestionError, RequestQuestion, explain},
+};
+
+fn compiled(documents: Vec<Value>) -> Compiler {
+    let parsed = parse(&json!({"apiVersion": "v1", "kind": "List", "items": documents}));
+    assert_eq!(parsed.errors, []);
+    let mut store = ObjectStore::default();
+    let dirty = store.apply(parsed.objects.into_iter().map(|(object, _)| ObjectEvent::Apply(object)));
+    let mut compiler = Compiler::default();
+    compiler.apply(lower(&store, &dirty));
+    compiler
+}
+
+fn namespace(name: &str, labels: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+}
+
+fn pod(name: &str, ip: &str, node: &str) -> Value {
+    let app = name.rsplit_once('-').map_or(name, |(app, _)| app);
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "shop", "name": name, "labels": {"app": app}},
+        "spec": {"nodeName": node, "serviceAccountName": app, "containers": []},
+        "status": {"phase": "Running", "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+fn service(name: &str, ip: &str, ports: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": name},
+        "spec": {"clusterIP": ip, "selector": {"app": name}, "ports": ports},
+    })
+}
+
+fn http() -> Value {
+    json!([{"name": "http", "port": 80, "targetPort": 8080}])
+}
+
+fn shop() -> Vec<Value> {
+    vec![
+        namespace("shop", json!({"weft.dev/mesh": "enabled"})),
+        pod("client-1", "10.0.0.1", "n1"),
+        pod("other-1", "10.0.0.2", "n1"),
+        pod("v1-1", "10.0.1.1", "n1"),
+        pod("v2-1", "10.0.2.1", "n1"),
+        service("web", "10.96.0.1", http()),
+        service("v1", "10.96.0.2", http()),
+        service("v2", "10.96.0.3", http()),
+        json!({
+            "apiVersion": "specs.smi-spec.io/v1alpha4", "kind": "HTTPRouteGroup",
+            "metadata": {"namespace": "shop", "name": "testers"},
+            "spec": {"matches": [{"name": "tester", "headers": {"cookie": "tester"}}]},
+        }),
+        json!({
+            "apiVersion": "split.smi-spec.io/v1alpha4", "kind": "TrafficSplit",
+            "metadata": {"namespace": "shop", "name": "testers"},
+            "spec": {
+                "service": "web", "matches": [{"kind": "HTTPRouteGroup", "name": "testers"}],
+                "backends": [{"service": "v2", "weight": 1}],
+            },
+        }),
+        json!({
+            "apiVersion": "split.smi-spec.io/v1alpha4", "kind": "TrafficSplit",
+            "metadata": {"namespace": "shop", "name": "everybody"},
+            "spec": {"service": "web", "backends": [
+                {"service": "v1", "weight": 3}, {"service": "v2", "weight": 1}, {"service": "absent", "weight": 1},
+            ]},
+        }),
+    ]
+}
+
+/// Method, path, headers.
+type Asked<'a> = Option<(&'a str, &'a str, &'a [(&'a str, &'a str)])>;
+
+fn question(source: &str, destination: &str, request: Asked<'_>) -> Question {
+    Question {
+        source: source.into(),
+        destination: destination.into(),
+        namespace: "shop".into(),
+        request: request.map(|(method, path, headers)| RequestQuestion {
+            method: method.into(),
+            path: path.into(),
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        }),
+    }
+}
+
+fn ask(compiler: &Compiler, source: &str, destination: &str, request: Asked<'_>) -> Answer {
+    explain(compiler, &question(source, destination, request)).unwrap()
+}
+
+fn shares(answer: &Answer) -> Vec<(String, f64, usize)> {
+    let share = |backend: &weft_policy::explain::BackendAnswer| {
+        let name = backend.service.as_ref().map_or_else(String::new, |service| service.name.to_string());
+        (name, backend.share_percent, backend.endpoints.len())
+    };
+    answer.backends.iter().map(share).collect()
+}
+
+#[test]
+fn a_request_is_followed_through_rule_split_and_endpoints() {
+    let compiler = compiled(shop());
+    let plain = ask(&compiler, "client-1", "web", Some(("GET", "/?a=b", &[])));
+    assert_eq!(plain.outcome, Outcome::Allowed);
+    let route = plain.route.as_ref().unwrap();
+    assert_eq!(route.origin.to_string(), "TrafficSplit shop/everybody");
+    assert_eq!(route.passed_over[0].origin.to_string(), "TrafficSplit shop/testers");
+    assert_eq!(shares(&plain), [("v1".into(), 75.0, 1), ("v2".into(), 25.0, 1)]);
+    assert_eq!(plain.backends[0].endpoints[0].pod.as_deref(), Some("shop/v1-1"));
+    assert_eq!(plain.findings[0].code, "BackendNotFound");
+
+    let tester = ask(&compiler, "shop/client-1", "web.shop.svc:http", Some(("GET", "/", &[("Cookie", "a=tester")])));
+    assert_eq!(tester.route.unwrap().origin.to_string(), "TrafficSplit shop/testers");
+}
+
+#[test]
+fn a_connection_and_a_source_outside_of_the_mesh_meet_no_rule_about_requests() {
+    let compiler = compiled(shop());
+    let connection = ask(&compiler, "client-1", "web:80", None);
+    assert_eq!(connection.route.unwrap().origin.to_string(), "TrafficSplit shop/everybody");
+    assert!(connection.notes.iter().any(|note| note.contains("METHOD")), "{:?}", connection.notes);
+}
+
+#[test]
+fn destinations_are_found_by_every_name() {
+    let compiler = compiled(shop());
+    for (destination, object) in [
+        ("web", "Service shop/web"),
+        ("shop/web", "Service shop/web"),
+        ("svc:web", "Service shop/web"),
+        ("web.shop", "Service shop/web"),
+        ("web.shop.svc.cluster.local:80", "Service shop/web"),
+        ("10.96.0.1:80", "Service shop/web"),
+        ("v1-1:8080", "Pod shop/v1-1"),
+        ("pod:shop/v1-1:8080", "Pod shop/v1-1"),
+        ("10.0.1.1:9", "Pod shop/v1-1"),
+    ] {
+        assert_eq!(
+            ask(&compiler, "outside", destination, None).destination.object.to_string(),
+            object,
+            "{destination}"
+        );
+    }
+    for destination in [
+        "absent",
+        "web.other",
+        "web:81",
+        "web:https",
+        "10.9.9.9:80",
+        "10.96.0.1",
+        "v1-1",
+        "pod:web",
+        "",
+        ":",
+        "[",
+        "web.shop.x",
+    ] {
+        let error = explain(&compiler, &question("outside", destination, None)).unwrap_err();
+        assert!(matches!(error, QuestionError::Destination(..)), "{destination}: {error}");
+    }
+    for source in ["absent", "web", "sa:", "other/client-1", ""] {
+        let error = explain(&compiler, &question(source, "web", None)).unwrap_err();
+        assert!(matches!(error, QuestionError::Source(..)), "{source}: {error}");
+    }
+    for request in [("G T", "/", ""), ("GET", "x", ""), ("GET", "/", "a b")] {
+        let headers = [(request.2, "v")];
+        let headers: &[(&str, &str)] = if request.2.is_empty() { &[] } else { &headers };
+        let error = explain(&compiler, &question("outside", "web", Some((request.0, request.1, headers)))).unwrap_err();
+        assert!(matches!(error, QuestionError::Request(..)), "{request:?}: {error}");
+    }
+}
+
+#[test]
+fn an_answer_survives_json() {
+    let answer = ask(&compiled(shop()), "client-1", "web", Some(("GET", "/", &[])));
+    let text = serde_json::to_string(&answer).unwrap();
+    assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), answer);
+}

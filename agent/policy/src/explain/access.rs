@@ -1,0 +1,231 @@
+//! The inbound side: who asks, what is granted, what is missing.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BackendAnswer, EndpointAnswer, Request, TargetAnswer, resolve::Source, route::Share};
+use crate::{
+    compile::Compiler,
+    endpoints::Endpoint,
+    inbound::{self, Basis, ConnectionVerdict, Grant, InboundPlan, Verdict},
+    ir::WorkloadIr,
+    matcher::RequestHead,
+    names::{ServiceAccountKey, WorkloadId},
+};
+
+/// What something comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Goes on.
+    Allowed,
+    /// Refused.
+    Denied,
+    /// Only requests are granted, and none was given: it depends on the request.
+    SomeRequests,
+    /// Some of the endpoints that take a share refuse it.
+    SomeEndpoints,
+    /// Nothing can take it: no backend has a share and a ready endpoint.
+    Unavailable,
+    /// Decided where the endpoint is, by what is not known here.
+    Unknown,
+}
+
+/// What is asked of every endpoint.
+pub(super) struct Asked<'a> {
+    pub(super) compiler: &'a Compiler,
+    pub(super) source: &'a Source,
+    pub(super) request: Option<&'a Request>,
+    /// The port is declared to speak something that weft does not look into.
+    pub(super) opaque: bool,
+}
+
+impl Asked<'_> {
+    pub(super) fn backend(&self, share: Share, notes: &mut Vec<String>) -> BackendAnswer {
+        let endpoints = share.endpoints.iter().map(|endpoint| self.endpoint(endpoint, notes)).collect();
+        BackendAnswer {
+            service: share.service,
+            port: share.port,
+            weight: share.weight,
+            share_percent: share.share_percent,
+            endpoints,
+        }
+    }
+
+    fn endpoint(&self, endpoint: &Endpoint, notes: &mut Vec<String>) -> EndpointAnswer {
+        let ir = self.compiler.ir();
+        let pod = endpoint.workload.as_ref().and_then(|id| ir.workloads.get(id));
+        let mut answer = EndpointAnswer {
+            address: endpoint.address.to_string(),
+            pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            account: pod
+                .map(|pod| ServiceAccountKey { namespace: pod.namespace.clone(), name: pod.service_account.clone() }),
+            outcome: Outcome::Unknown,
+            basis: String::new(),
+            targets: Vec::new(),
+        };
+        let Some(pod) = pod else {
+            answer.basis = match &endpoint.node {
+                Some(node) => format!("its pod is not known here: ask the agent of node {node}"),
+                None => "no pod is known at this address".to_owned(),
+            };
+            return answer;
+        };
+        if !pod.meshed {
+            answer.outcome = Outcome::Allowed;
+            answer.basis = "the pod is not captured: nothing is enforced for it".to_owned();
+            return answer;
+        }
+        if matches!(self.source, Source::Pod(source) if source.id == pod.id) {
+            answer.outcome = Outcome::Allowed;
+            answer.basis = "a pod may always talk to itself".to_owned();
+            return answer;
+        }
+        let Some(plan) = self.compiler.snapshot().inbound.get(&pod.id) else {
+            answer.basis = "there is no inbound plan for this pod here".to_owned();
+            return answer;
+        };
+        let account = self.identity(pod, notes);
+        let workload = match self.source {
+            Source::Pod(source) => Some(source.id.clone()),
+            _ => None,
+        };
+        let source = account.as_ref().map(|account| inbound::Source { account, workload: workload.as_ref() });
+        let port = endpoint.address.port();
+        let (outcome, basis) = self.verdict(plan, source, port);
+        answer.outcome = outcome;
+        answer.basis = basis.to_string();
+        answer.targets = self.targets(plan, source, workload.as_ref(), port);
+        answer
+    }
+
+    /// The account that the destination knows the source by.
+    fn identity(&self, pod: &WorkloadIr, notes: &mut Vec<String>) -> Option<ServiceAccountKey> {
+        match self.source {
+            Source::Pod(source) if !source.meshed => {
+                notes.push(format!(
+                    "pod {}/{} is not captured, so nobody vouches for its service account",
+                    source.namespace, source.name
+                ));
+                None
+            }
+            Source::Pod(source) if source.node != pod.node => {
+                notes.push(format!(
+                    "pod {}/{} runs on node {:?}, the server on {:?}: between nodes nothing proves a service account yet",
+                    source.namespace, source.name, source.node, pod.node
+                ));
+                None
+            }
+            _ => self.source.account(),
+        }
+    }
+
+    fn head(&self) -> Option<RequestHead<'_>> {
+        self.request.map(|request| RequestHead {
+            method: &request.method,
+            path: &request.path,
+            headers: &request.headers,
+        })
+    }
+
+    fn verdict(&self, plan: &InboundPlan, source: Option<inbound::Source<'_>>, port: u16) -> (Outcome, Basis) {
+        if let Some(head) = self.head() {
+            return match plan.request(source, port, &head) {
+                Verdict::Allow(basis) => (Outcome::Allowed, basis),
+                Verdict::Deny(basis) => (Outcome::Denied, basis),
+            };
+        }
+        match plan.connection(source, port) {
+            ConnectionVerdict::Allow(basis) => (Outcome::Allowed, basis),
+            ConnectionVerdict::Deny(basis) => (Outcome::Denied, basis),
+            ConnectionVerdict::Requests(basis) if self.opaque => (Outcome::Denied, basis),
+            ConnectionVerdict::Requests(basis) => (Outcome::SomeRequests, basis),
+        }
+    }
+
+    fn targets(
+        &self,
+        plan: &InboundPlan,
+        source: Option<inbound::Source<'_>>,
+        workload: Option<&WorkloadId>,
+        port: u16,
+    ) -> Vec<TargetAnswer> {
+        plan.selected_by
+            .iter()
+            .map(|origin| {
+                let grants: Vec<&Grant> = plan.grants.iter().filter(|grant| *grant.origin == *origin).collect();
+                let answers: Vec<(bool, String)> =
+                    grants.iter().map(|grant| self.grant(grant, source, workload, port)).collect();
+                let (grants, why) = match answers.iter().position(|(granted, _)| *granted) {
+                    Some(index) => answers[index].clone(),
+                    None if answers.is_empty() => {
+                        (false, "it selects the destination and grants nothing to anybody: it is invalid, or names nothing that exists".to_owned())
+                    }
+                    None => (false, answers.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join("; ")),
+                };
+                TargetAnswer { origin: origin.clone(), grants, why }
+            })
+            .collect()
+    }
+
+    fn grant(
+        &self,
+        grant: &Grant,
+        source: Option<inbound::Source<'_>>,
+        workload: Option<&WorkloadId>,
+        port: u16,
+    ) -> (bool, String) {
+        let Some(source) = source else { return (false, "nobody knows who asks".to_owned()) };
+        let listed = grant.accounts.binary_search(source.account).is_ok()
+            || workload.is_some_and(|workload| grant.workloads.binary_search(workload).is_ok());
+        if !listed {
+            let sources: Vec<String> = grant.accounts.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+            let sources = match (sources.is_empty(), grant.accounts.len().saturating_sub(NAMED_MAX)) {
+                (true, _) => "nobody's".to_owned(),
+                (false, 0) => sources.join(", "),
+                (false, more) => format!("{} and {more} more", sources.join(", ")),
+            };
+            return (false, format!("service account {} is not among its sources ({sources})", source.account));
+        }
+        if let Some(ports) = &grant.ports
+            && ports.binary_search(&port).is_err()
+        {
+            let ports: Vec<String> = ports.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+            let ports = if ports.is_empty() { "no TCP port".to_owned() } else { format!("port {}", ports.join(", ")) };
+            return (false, format!("port {port} is not among its ports (it grants {ports})"));
+        }
+        let Some(requests) = &grant.requests else { return (true, "it grants whatever is said".to_owned()) };
+        let texts: Vec<String> = (0..requests.len()).flat_map(|rule| requests.text(rule).iter().cloned()).collect();
+        let shown = match texts.len().saturating_sub(NAMED_MAX) {
+            0 if texts.is_empty() => "none".to_owned(),
+            0 => texts.join(" or "),
+            more => format!("{} or {more} more", texts[..NAMED_MAX].join(" or ")),
+        };
+        match self.head() {
+            None if self.opaque => {
+                (false, format!("it grants HTTP requests only ({shown}), and this port speaks something else"))
+            }
+            None => (false, format!("it grants these requests: {shown}")),
+            Some(head) if requests.find(&head).is_some() => (true, format!("its requests match: {shown}")),
+            Some(_) => (false, format!("the request is none of its own: {shown}")),
+        }
+    }
+}
+
+/// Names in a row before the rest is counted.
+const NAMED_MAX: usize = 5;
+
+/// What all endpoints that take a share come to.
+pub(super) fn sum(backends: &[BackendAnswer]) -> (Outcome, String) {
+    let live = backends.iter().filter(|backend| backend.share_percent > 0.0);
+    let endpoints: Vec<&EndpointAnswer> = live.flat_map(|backend| &backend.endpoints).collect();
+    let Some(first) = endpoints.first() else {
+        return (Outcome::Unavailable, "no backend has both a share and a ready endpoint".to_owned());
+    };
+    if endpoints.iter().all(|endpoint| endpoint.outcome == first.outcome) {
+        let same = endpoints.iter().all(|endpoint| endpoint.basis == first.basis);
+        let basis = if same { first.basis.clone() } else { format!("{}; others: see below", first.basis) };
+        return (first.outcome, basis);
+    }
+    let refusing = endpoints.iter().filter(|endpoint| endpoint.outcome != Outcome::Allowed).count();
+    (Outcome::SomeEndpoints, format!("{refusing} of {} endpoints do not simply allow it", endpoints.len()))
+}

@@ -1,0 +1,91 @@
+//! The outbound side: rule, split, shares.
+
+use std::sync::Arc;
+
+use super::{
+    PassedOver, Request, RouteAnswer,
+    resolve::{Source, Target},
+};
+use crate::{endpoints::Endpoint, matcher::RequestHead, names::ServiceKey, plan::OutboundPlan};
+
+/// Where something may go.
+pub(super) struct Share {
+    pub(super) service: Option<ServiceKey>,
+    pub(super) port: u16,
+    pub(super) weight: u64,
+    pub(super) share_percent: f64,
+    pub(super) endpoints: Vec<Endpoint>,
+}
+
+pub(super) fn follow(
+    target: &Target,
+    source: &Source,
+    request: Option<&Request>,
+    notes: &mut Vec<String>,
+) -> (Option<RouteAnswer>, Vec<Share>) {
+    if !source.is_carried() {
+        notes.push(
+            "the source is not captured: what it sends to a Service is shared out by Kubernetes, not by TrafficSplits"
+                .to_owned(),
+        );
+    }
+    match target {
+        Target::Service(plan) => by_plan(plan, source, request, notes),
+        Target::Pod { plan, port, .. } => {
+            let host = request.and_then(|request| request.headers.get(http::header::HOST)?.to_str().ok());
+            // Only requests whose Host names a headless Service are routed as its own.
+            if let Some(headless) = host.filter(|_| source.is_carried()).and_then(|host| plan.headless(*port, host)) {
+                return by_plan(headless, source, request, notes);
+            }
+            let endpoint = Endpoint {
+                address: (plan.address, *port).into(),
+                workload: Some(plan.workload.clone()),
+                node: plan.node.clone(),
+            };
+            let share =
+                Share { service: None, port: *port, weight: 1, share_percent: 100.0, endpoints: vec![endpoint] };
+            (None, vec![share])
+        }
+    }
+}
+
+fn by_plan(
+    plan: &Arc<OutboundPlan>,
+    source: &Source,
+    request: Option<&Request>,
+    notes: &mut Vec<String>,
+) -> (Option<RouteAnswer>, Vec<Share>) {
+    let head =
+        request.map(|request| RequestHead { method: &request.method, path: &request.path, headers: &request.headers });
+    let taken = head.as_ref().and_then(|head| plan.matcher.find(head)).filter(|_| source.is_carried());
+    if head.is_none() && !plan.matched.is_empty() && source.is_carried() {
+        notes.push(format!(
+            "{} rules look at requests; give METHOD and PATH to see which of them takes one",
+            plan.matched.len()
+        ));
+    }
+    let rules: Vec<_> = plan.rules().collect();
+    let index = taken.unwrap_or(rules.len() - 1);
+    let passed_over = if head.is_some() {
+        let passed = rules.iter().take(index);
+        passed.map(|rule| PassedOver { origin: rule.origin().clone(), matches: rule.match_text() }).collect()
+    } else {
+        Vec::new()
+    };
+    let rule = &rules[index];
+    let ready: Vec<Vec<Endpoint>> =
+        rule.split.backends.iter().map(|backend| backend.endpoints.load().ready.to_vec()).collect();
+    let counts = |index: usize| if ready[index].is_empty() { 0 } else { rule.split.backends[index].weight };
+    let total: u64 = (0..ready.len()).map(counts).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+    let share = |index: usize| if total == 0 { 0.0 } else { counts(index) as f64 * 100.0 / total as f64 };
+    let shares = rule.split.backends.iter().enumerate().map(|(index, backend)| Share {
+        service: Some(backend.service.clone()),
+        port: backend.port,
+        weight: backend.weight,
+        share_percent: share(index),
+        endpoints: ready[index].clone(),
+    });
+    let route = RouteAnswer { origin: rule.origin().clone(), matches: rule.match_text(), passed_over };
+    (Some(route), shares.collect())
+}
