@@ -3,6 +3,7 @@
 //! Nothing here does I/O: documents come in as JSON values ([`parse`]), objects are kept and indexed ([`store`]), and what a
 //! change touches is lowered ([`lower`]) to the model of `weft-policy`.
 
+pub mod convert;
 pub mod core;
 pub mod generate;
 pub mod limits;

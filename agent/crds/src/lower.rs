@@ -17,6 +17,8 @@ mod routes;
 mod services;
 mod workloads;
 
+pub(crate) use services::BALANCE_ANNOTATION;
+
 /// Lowers the units that changed.
 #[must_use]
 pub fn lower(store: &ObjectStore, dirty: &Dirty) -> IrDelta {

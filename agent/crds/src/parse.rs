@@ -45,6 +45,8 @@ pub struct ParseError {
     pub field: String,
     /// What is wrong with it. Further fields that are wrong too are named here.
     pub message: String,
+    /// The same by field, the first one included.
+    pub fields: Vec<(String, String)>,
 }
 
 /// Reads a document. Never fails as a whole: each object of a List stands for itself.
@@ -81,6 +83,7 @@ fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
         key: None,
         object: describe(document),
         field: format!("{path}{field}"),
+        fields: vec![(format!("{path}{field}"), message.clone())],
         message,
     };
     let api_version = document.get("apiVersion").and_then(Value::as_str);
@@ -119,13 +122,14 @@ fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
         Recognised::Read(kind, version) => match object(kind, version, document) {
             Ok(object) => parsed.objects.push((object, document.clone())),
             Err(problems) => {
+                let fields = problems.iter().map(|one| (format!("{path}{}", one.field), one.message.clone())).collect();
                 let mut problems = problems.into_iter();
                 let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
                 let mut message = first.message;
                 for problem in problems {
                     message.push_str(&format!("; {path}{}: {}", problem.field, problem.message));
                 }
-                parsed.errors.push(ParseError { key: key(kind, document), ..error(&first.field, message) });
+                parsed.errors.push(ParseError { key: key(kind, document), fields, ..error(&first.field, message) });
             }
         },
         Recognised::Ignored => parsed.ignored.push(describe(document)),

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Annotation: how endpoints are chosen.
-const BALANCE_ANNOTATION: &str = "weft.dev/load-balancing";
+pub(crate) const BALANCE_ANNOTATION: &str = "weft.dev/load-balancing";
 
 pub(super) fn service(store: &ObjectStore, key: &ServiceKey, findings: &mut Findings) -> Option<ServiceIr> {
     let Some(service) = store.service(key) else {
