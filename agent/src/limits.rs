@@ -38,6 +38,8 @@ pub const SUCCESSOR_LOOK: Duration = Duration::from_secs(1);
 pub const SUCCESSOR_GONE_AFTER: Duration = Duration::from_secs(8);
 /// Largest request body on the admin socket, bytes.
 pub const ADMIN_BODY_BYTES_MAX: usize = 4096;
+/// Largest question to `weft explain` on the admin socket, bytes: a request with all its headers.
+pub const ADMIN_QUESTION_BYTES_MAX: usize = 256 << 10;
 /// Connections served at one time on the admin socket, and on the metrics port.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How long a client of the admin socket or metrics port may take for its request head.
@@ -96,3 +98,5 @@ pub const POD_CGROUP_DEPTH_MAX: usize = 6;
 pub const CGROUPS_WALKED_MAX: usize = 20_000;
 /// Most processes of a pod whose network namespaces are compared.
 pub const POD_PROCESSES_LOOKED_AT: usize = 64;
+/// Most problems that `weft lint` tells of one object; more of them mostly follow from the first.
+pub const LINT_PROBLEMS_PER_OBJECT_MAX: usize = 32;

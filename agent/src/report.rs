@@ -17,7 +17,7 @@ pub fn json(value: &impl Serialize) -> String {
 }
 
 /// An empty table in the house's style: columns and no lines, so that it can be cut and grepped.
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for column in table.column_iter_mut() {

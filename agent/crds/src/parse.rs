@@ -63,6 +63,7 @@ pub fn parse(document: &Value) -> Parsed {
 /// When it cannot be used; the error says why.
 pub fn parse_as(kind: Kind, version: &str, document: &Value) -> Result<Object, ParseError> {
     object(kind, version, document).map_err(|problems| {
+        let fields = problems.iter().map(|one| (one.field.clone(), one.message.clone())).collect();
         let mut problems = problems.into_iter();
         let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
         let mut message = first.message;
@@ -71,7 +72,7 @@ pub fn parse_as(kind: Kind, version: &str, document: &Value) -> Result<Object, P
         }
         let key = key(kind, document);
         let object = key.as_ref().map_or_else(|| kind.as_str().to_owned(), ToString::to_string);
-        ParseError { key, object, field: first.field, message }
+        ParseError { key, object, field: first.field, message, fields }
     })
 }
 

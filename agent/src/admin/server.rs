@@ -96,6 +96,7 @@ async fn admin(
         (&Method::GET, "/services") => json(&view::services(&shared, &shared.proxy.learnt().await)),
         (&Method::GET, "/routes") => json(&view::routes(&shared)),
         (&Method::GET, "/flows") => json(&shared.proxy.flows(limits::FLOW_ROWS_MAX).await),
+        (&Method::POST, "/explain") => explain(request, &shared).await,
         (&Method::POST, "/drain") => {
             drain.notify_one();
             json(&Done {
@@ -112,10 +113,24 @@ async fn admin(
                 Err(error) => text(StatusCode::BAD_REQUEST, format!("log level stays as it was: {error}\n")),
             }
         }
-        (_, "/status" | "/services" | "/routes" | "/flows" | "/drain" | "/log-level") => {
+        (_, "/status" | "/services" | "/routes" | "/flows" | "/explain" | "/drain" | "/log-level") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n")
         }
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+/// Answers a question about the plans in force; 422 if it names what is not there.
+async fn explain(request: Request<Incoming>, shared: &Shared) -> Reply {
+    let body = Limited::new(request.into_body(), limits::ADMIN_QUESTION_BYTES_MAX).collect().await;
+    let Ok(body) = body else { return text(StatusCode::PAYLOAD_TOO_LARGE, "the question is too long\n") };
+    let question = match serde_json::from_slice(&body.to_bytes()) {
+        Ok(question) => question,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("no question: {error}\n")),
+    };
+    match weft_policy::explain::explain(&shared.compiler(), &question) {
+        Ok(answer) => json(&answer),
+        Err(error) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")),
     }
 }
 

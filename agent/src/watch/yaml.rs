@@ -9,6 +9,8 @@ pub struct Document {
     pub number: usize,
     /// Line of the file at which it starts, from 1.
     pub line: usize,
+    /// As it is in the file, without its markers.
+    pub text: String,
     /// The parsed document.
     pub value: Result<Value, YamlError>,
 }
@@ -34,12 +36,12 @@ pub fn documents(text: &str) -> Vec<Document> {
         let content = line.trim_end_matches(['\n', '\r']);
         let marker = content == "---" || content.starts_with("--- ") || content.starts_with("---\t");
         if marker || content == "..." {
-            push(&mut documents, number, first_line, &chunk);
             // The text before the first marker counts as a document only if there is any.
-            if number > 1 || !is_empty(&chunk) || !documents.is_empty() {
+            let counts = number > 1 || !is_empty(&chunk) || !documents.is_empty();
+            push(&mut documents, number, first_line, std::mem::take(&mut chunk));
+            if counts {
                 number += 1;
             }
-            chunk.clear();
             first_line = index + 2;
             if let Some(rest) = content.strip_prefix("---").filter(|rest| !rest.trim().is_empty()) {
                 first_line = index + 1;
@@ -50,7 +52,7 @@ pub fn documents(text: &str) -> Vec<Document> {
             chunk.push_str(line);
         }
     }
-    push(&mut documents, number, first_line, &chunk);
+    push(&mut documents, number, first_line, chunk);
     documents
 }
 
@@ -58,16 +60,16 @@ fn is_empty(chunk: &str) -> bool {
     chunk.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
 }
 
-fn push(documents: &mut Vec<Document>, number: usize, line: usize, chunk: &str) {
-    if is_empty(chunk) {
+fn push(documents: &mut Vec<Document>, number: usize, line: usize, chunk: String) {
+    if is_empty(&chunk) {
         return;
     }
-    let value = serde_saphyr::from_str::<Value>(chunk).map_err(|error| {
+    let value = serde_saphyr::from_str::<Value>(&chunk).map_err(|error| {
         let error = error.without_snippet();
         let offset = error.location().map_or(1, |location| usize::try_from(location.line()).unwrap_or(1));
         YamlError { line: line + offset.saturating_sub(1), message: error.to_string() }
     });
-    documents.push(Document { number, line, value });
+    documents.push(Document { number, line, text: chunk, value });
 }
 
 #[cfg(test)]

@@ -1,0 +1,64 @@
+use std::fs;
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: ExplainArgs,
+}
+
+fn ask(dir: &std::path::Path, args: &[&str]) -> Result<Answer, ExplainError> {
+    let dir = dir.to_str().unwrap();
+    let manifests = ["--manifests", dir];
+    let args = ["explain"].iter().chain(args).chain(&manifests);
+    offline(&Cli::parse_from(args).args)
+}
+
+const SHOP: &str = r#"apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {weft.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop}
+spec: {nodeName: n1, serviceAccountName: client, containers: []}
+status: {phase: Running, podIP: 10.0.0.1, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1, serviceAccountName: web, containers: []}
+status: {phase: Running, podIP: 10.0.0.2, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+"#;
+
+#[test]
+fn manifests_are_asked_as_the_agent_would_be() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
+    let answer = ask(dir.path(), &["shop/client", "shop/web", "GET", "/", "-H", "user: test"]).unwrap();
+    assert!(is_yes(&answer), "{answer:?}");
+    let text = show(&answer, OutputFormat::Table);
+    for part in
+        ["ALLOWED", "Service shop/web, port 80 (http)", "shop/web-1 (10.0.0.2:8080)", "service account shop/web"]
+    {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    let error = ask(dir.path(), &["shop/client", "shop/absent"]).unwrap_err();
+    assert!(error.to_string().contains("absent"), "{error}");
+}
+
+#[test]
+fn a_header_needs_a_colon_and_a_method_a_path() {
+    for args in [&["explain", "a", "b", "GET"][..], &["explain", "a", "b", "GET", "/", "-H", "user"], &["explain", "a"]]
+    {
+        assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
+    }
+}
