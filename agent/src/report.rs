@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    admin::api::{Detected, Service, ServiceRoutes, Status},
+    admin::api::{Detected, Pod, Service, ServiceRoutes, Status},
     capture::CleanupReport,
     config::OutputFormat,
 };
@@ -56,6 +56,7 @@ pub fn status(status: &Status) -> String {
             "POD",
             "CAPTURED",
             "FAIL MODE",
+            "ACCESS",
             "OUT",
             "IN",
             "DIRECT",
@@ -74,6 +75,7 @@ pub fn status(status: &Status) -> String {
                 pod.name.clone(),
                 captured,
                 pod.fail_mode.clone(),
+                access(pod),
                 stat("outbound_captured").to_string(),
                 stat("inbound_captured").to_string(),
                 (stat("outbound_direct") + stat("inbound_direct")).to_string(),
@@ -131,6 +133,22 @@ pub fn status(status: &Status) -> String {
     }
     out.trim_end().to_owned()
 }
+
+/// What decides who may reach a pod: the TrafficTargets that select it, or else its stance.
+fn access(pod: &Pod) -> String {
+    if pod.targets.is_empty() {
+        return format!("{} all", pod.stance);
+    }
+    // A target is always of its destination's namespace.
+    let names: Vec<&str> = pod.targets.iter().take(TARGETS_SHOWN).map(|target| target.name.as_str()).collect();
+    match pod.targets.len().saturating_sub(TARGETS_SHOWN) {
+        0 => format!("by {}", names.join(",")),
+        more => format!("by {} and {more} more", names.join(",")),
+    }
+}
+
+/// TrafficTargets of one pod that are named before the rest is counted.
+const TARGETS_SHOWN: usize = 3;
 
 /// `weft services`.
 #[must_use]
@@ -272,4 +290,32 @@ pub fn cleanup(report: &CleanupReport, format: OutputFormat) -> String {
         out.push_str(&format!("\nnot undone: {error}"));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn access_names_the_targets_or_else_the_stance() {
+        let pod = |stance: &str, targets: &[&str]| -> Pod {
+            let target = |name: &&str| json!({"kind": "TrafficTarget", "namespace": "shop", "name": name});
+            serde_json::from_value(json!({
+                "namespace": "shop", "name": "web", "uid": "u", "ips": [], "captured": true, "reason": null, "fail_mode": "open",
+                "stance": stance, "targets": targets.iter().map(target).collect::<Vec<_>>(),
+                "connections_before_capture": 0, "stats": {},
+            }))
+            .unwrap()
+        };
+        for (pod, expected) in [
+            (pod("allow", &[]), "allow all"),
+            (pod("deny", &[]), "deny all"),
+            (pod("allow", &["a", "b"]), "by a,b"),
+            (pod("allow", &["a", "b", "c", "d", "e"]), "by a,b,c and 2 more"),
+        ] {
+            assert_eq!(access(&pod), expected);
+        }
+    }
 }

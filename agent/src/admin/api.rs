@@ -57,6 +57,12 @@ pub struct Pod {
     pub reason: Option<String>,
     /// `open` or `closed`.
     pub fail_mode: String,
+    /// What holds where no TrafficTarget selects it: `allow` or `deny`.
+    #[serde(default)]
+    pub stance: String,
+    /// The TrafficTargets that select it: everything that none of them grants is denied.
+    #[serde(default)]
+    pub targets: Vec<Object>,
     /// TCP connections that were open when capture began, and are not carried by weft.
     pub connections_before_capture: u32,
     /// What happened at its hooks, by name.

@@ -23,6 +23,7 @@ pub fn status(shared: &Shared) -> api::Status {
         let capture = shared.capture();
         (capture.stats(), capture.programs_ahead())
     };
+    let snapshot = shared.snapshots.load();
     let events: HashMap<_, _> = stats.pods.iter().map(|(id, stats)| (id, stats)).collect();
     let pods = shared
         .pods()
@@ -34,7 +35,10 @@ pub fn status(shared: &Shared) -> api::Status {
                 PodState::Failed { reason } => (false, Some(reason.clone()), 0),
                 PodState::Waiting => (false, Some("not tried yet".to_owned()), 0),
             };
+            let inbound = snapshot.inbound.get(id);
             api::Pod {
+                stance: if inbound.is_some_and(|plan| plan.stance.deny) { "deny" } else { "allow" }.to_owned(),
+                targets: inbound.map_or_else(Vec::new, |plan| plan.selected_by.iter().map(object).collect()),
                 namespace: workload.namespace.to_string(),
                 name: workload.name.to_string(),
                 uid: id.to_string(),

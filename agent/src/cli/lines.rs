@@ -42,12 +42,16 @@ impl Lines {
     #[must_use]
     pub fn find(&self, path: &str) -> Option<usize> {
         // What compilation finds is told without the `spec` that some versions have.
-        let found = self.root.find(path);
-        if found.is_some() || path.is_empty() { found } else { self.root.find(&format!("spec.{path}")) }
+        self.root.find(path).or_else(|| self.root.field("spec")?.find(path))
     }
 }
 
 impl Tree {
+    fn field(&self, name: &str) -> Option<&Self> {
+        let Self::Map(fields) = self else { return None };
+        fields.iter().find(|(key, ..)| key == name).map(|(_, _, value)| value)
+    }
+
     fn find(&self, path: &str) -> Option<usize> {
         match self {
             Self::Map(fields) => {
@@ -76,8 +80,7 @@ impl Tree {
     }
 
     fn is_named(&self, name: &str) -> bool {
-        let Self::Map(fields) = self else { return false };
-        fields.iter().any(|(key, _, value)| key == "name" && matches!(value, Self::Leaf(Some(text)) if text == name))
+        matches!(self.field("name"), Some(Self::Leaf(Some(text))) if text == name)
     }
 }
 

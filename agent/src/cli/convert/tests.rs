@@ -70,10 +70,10 @@ fn what_is_refused_is_named_with_file_line_and_field_and_nothing_comes_of_it() {
     let report = convert(&files::parse("retries.yaml", RETRIES), false);
     assert_eq!(report.objects, [] as [Value; 0]);
     let refused: Vec<_> = report.refused.iter().map(|one| (one.line, one.field.as_str())).collect();
-    assert_eq!(refused, [(12, "spec.http[0].retries"), (11, "spec.http[0].timeout")]);
+    assert_eq!(refused, [(13, "spec.http[0].retries"), (12, "spec.http[0].timeout")]);
     assert!(
         report.remarks()[0]
-            .starts_with("retries.yaml:12: refused: VirtualService shop/retries, spec.http[0].retries: "),
+            .starts_with("retries.yaml:13: refused: VirtualService shop/retries, spec.http[0].retries: "),
         "{:?}",
         report.remarks()
     );
