@@ -46,7 +46,17 @@ pub struct ParseError {
     /// What is wrong with it. Further fields that are wrong too are named here.
     pub message: String,
     /// The same by field, the first one included.
-    pub fields: Vec<(String, String)>,
+    pub fields: Box<FieldProblems>,
+}
+
+/// Fields and what is wrong with each, in the order in which they were found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldProblems(pub Vec<(String, String)>);
+
+impl FieldProblems {
+    fn new(problems: &[FieldError], path: &str) -> Self {
+        Self(problems.iter().map(|one| (format!("{path}{}", one.field), one.message.clone())).collect())
+    }
 }
 
 /// Reads a document. Never fails as a whole: each object of a List stands for itself.
@@ -63,7 +73,7 @@ pub fn parse(document: &Value) -> Parsed {
 /// When it cannot be used; the error says why.
 pub fn parse_as(kind: Kind, version: &str, document: &Value) -> Result<Object, ParseError> {
     object(kind, version, document).map_err(|problems| {
-        let fields = problems.iter().map(|one| (one.field.clone(), one.message.clone())).collect();
+        let fields = Box::new(FieldProblems::new(&problems, ""));
         let mut problems = problems.into_iter();
         let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
         let mut message = first.message;
@@ -84,7 +94,7 @@ fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
         key: None,
         object: describe(document),
         field: format!("{path}{field}"),
-        fields: vec![(format!("{path}{field}"), message.clone())],
+        fields: Box::new(FieldProblems(vec![(format!("{path}{field}"), message.clone())])),
         message,
     };
     let api_version = document.get("apiVersion").and_then(Value::as_str);
@@ -123,7 +133,7 @@ fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
         Recognised::Read(kind, version) => match object(kind, version, document) {
             Ok(object) => parsed.objects.push((object, document.clone())),
             Err(problems) => {
-                let fields = problems.iter().map(|one| (format!("{path}{}", one.field), one.message.clone())).collect();
+                let fields = Box::new(FieldProblems::new(&problems, path));
                 let mut problems = problems.into_iter();
                 let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
                 let mut message = first.message;

@@ -189,3 +189,44 @@ fn an_answer_survives_json() {
     let text = serde_json::to_string(&answer).unwrap();
     assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), answer);
 }
+
+#[test]
+fn each_target_says_why_it_grants_or_what_is_missing() {
+    let mut documents = shop();
+    documents.push(json!({
+        "apiVersion": "specs.smi-spec.io/v1alpha4", "kind": "HTTPRouteGroup",
+        "metadata": {"namespace": "shop", "name": "api"},
+        "spec": {"matches": [{"name": "read", "pathRegex": "/api", "methods": ["GET"]}]},
+    }));
+    documents.push(json!({
+        "apiVersion": "access.smi-spec.io/v1alpha3", "kind": "TrafficTarget",
+        "metadata": {"namespace": "shop", "name": "client-to-v1"},
+        "spec": {
+            "destination": {"kind": "ServiceAccount", "name": "v1", "namespace": "shop"},
+            "sources": [{"kind": "ServiceAccount", "name": "client", "namespace": "shop"}],
+            "rules": [{"kind": "HTTPRouteGroup", "name": "api"}],
+        },
+    }));
+    let compiler = compiled(documents);
+    for (source, request, outcome, why) in [
+        ("client-1", Some(("GET", "/api/x", &[][..])), Outcome::Allowed, "its requests match"),
+        ("sa:shop/client", Some(("GET", "/api", &[])), Outcome::Allowed, "its requests match"),
+        ("client-1", Some(("POST", "/api", &[])), Outcome::Denied, "the request is none of its own"),
+        ("client-1", Some(("GET", "/", &[])), Outcome::Denied, "the request is none of its own"),
+        ("client-1", None, Outcome::SomeRequests, "it grants these requests"),
+        ("other-1", Some(("GET", "/api", &[])), Outcome::Denied, "service account shop/other is not among its sources"),
+        ("outside", Some(("GET", "/api", &[])), Outcome::Denied, "nobody knows who asks"),
+    ] {
+        for destination in ["v1", "v1-1:8080"] {
+            let answer = ask(&compiler, source, destination, request);
+            let endpoint = &answer.backends[0].endpoints[0];
+            assert_eq!(answer.outcome, outcome, "{source} {request:?} {destination}: {answer:?}");
+            assert_eq!(endpoint.targets[0].origin.to_string(), "TrafficTarget shop/client-to-v1");
+            assert_eq!(endpoint.targets[0].grants, outcome == Outcome::Allowed);
+            assert!(endpoint.targets[0].why.starts_with(why), "{}", endpoint.targets[0].why);
+        }
+    }
+    // The split asks each chosen endpoint: v1 denies, v2 is not selected.
+    let split = ask(&compiler, "other-1", "web", Some(("GET", "/", &[])));
+    assert_eq!(split.outcome, Outcome::SomeEndpoints);
+}

@@ -168,6 +168,9 @@ pub fn check(sources: &[Source], complete: bool) -> LintReport {
         report.ignored += ignored.len();
         for (object, _) in objects {
             let name = object.key().to_string();
+            if let Some(error) = strict::of_target(&object) {
+                refused(&mut report, source, value, &error, "it selects its destination and grants nothing");
+            }
             if let Some(first) = places.get(name.as_str()) {
                 let message = format!("the same object is at {}:{} too", first.file, first.line_of("metadata.name"));
                 let fix = "keep one of them, or give this one another name".to_owned();
@@ -180,13 +183,17 @@ pub fn check(sources: &[Source], complete: bool) -> LintReport {
         }
         for error in errors {
             broken.insert(error.object.clone());
-            refused(&mut report, source, value, &error);
+            refused(&mut report, source, value, &error, "nothing of this object would be in force");
         }
     }
     let dirty = store.apply(events);
     let mut compiler = Compiler::default();
     compiler.apply(lower(&store, &dirty));
     for diagnostic in compiler.diagnostics() {
+        // Told by field already.
+        if diagnostic.code == strict::TARGET_INVALID {
+            continue;
+        }
         if let Some(source) = places.get(&diagnostic.object.to_string()) {
             found(&mut report, source, &diagnostic, complete, &broken);
         }
@@ -216,8 +223,8 @@ fn push(
     });
 }
 
-/// What parsing says of one object.
-fn refused(report: &mut LintReport, source: &Source, value: &Value, error: &ParseError) {
+/// What parsing says of one object, and what comes of that.
+fn refused(report: &mut LintReport, source: &Source, value: &Value, error: &ParseError, fate: &str) {
     for problem in strict::problems(value, error) {
         let (rule, fix) = advice::of_field(value, &problem);
         push(
@@ -225,7 +232,7 @@ fn refused(report: &mut LintReport, source: &Source, value: &Value, error: &Pars
             source,
             (&error.object, &problem.field),
             (Level::Error, rule),
-            (format!("{}; nothing of this object would be in force", problem.message), fix),
+            (format!("{}; {fate}", problem.message), fix),
         );
     }
 }

@@ -249,13 +249,7 @@ fn an_allow_policy_becomes_targets_of_its_own_pods() {
 }
 
 fn carried_access(document: &Value) -> BTreeMap<String, Value> {
-    let conversion = convert(std::slice::from_ref(document), false);
-    assert_eq!(conversion.refused, []);
-    let named = |one: Converted| {
-        let object = Object::new(&one.manifest);
-        (format!("{} {}", object.kind, object.name), one.manifest.clone())
-    };
-    conversion.objects.into_iter().map(named).collect()
+    carried(std::slice::from_ref(document))
 }
 
 #[test]

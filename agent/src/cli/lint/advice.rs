@@ -6,7 +6,15 @@ use super::strict::{Problem, newest};
 
 /// Findings about objects that may well exist outside of the files.
 pub(super) fn is_reference(code: &str) -> bool {
-    matches!(code, "RootNotFound" | "BackendNotFound" | "RouteGroupNotFound" | "RouteNotFound" | "BindingNotFound")
+    matches!(
+        code,
+        "RootNotFound"
+            | "BackendNotFound"
+            | "RouteGroupNotFound"
+            | "RouteNotFound"
+            | "IdentityBindingNotFound"
+            | "DestinationNotFound"
+    )
 }
 
 /// What to do about what lowering and compilation find.
@@ -19,7 +27,13 @@ pub(super) fn of_diagnostic(code: &str) -> &'static str {
         "RouteGroupNotFound" => "create the HTTPRouteGroup in the same namespace, or correct the name",
         "RouteNotFound" => "create the route in the target's own namespace, or correct the name",
         "MatchNotFound" => "name a match that the HTTPRouteGroup has, or leave matches out for all of them",
-        "BindingNotFound" => "create the IdentityBinding in the same namespace, or correct the name",
+        "IdentityBindingNotFound" | "DestinationNotFound" => {
+            "create the IdentityBinding in the same namespace, or correct the name"
+        }
+        "PortMismatch" => "give the port in the TCPRoute alone",
+        "EmptyMatches" => "leave matches out for all of them",
+        "SpiffeNotProven" => "name service accounts",
+        "TooManyTargets" => "put what belongs to one destination into fewer TrafficTargets",
         "Conflicted" => "put the backends into one TrafficSplit, or give this one matches",
         "TooManySplits" | "TooManyMatches" => "put what belongs together into one match",
         "InvalidMatch" => "make the patterns smaller, or fewer",

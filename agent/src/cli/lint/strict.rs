@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 use weft_crds::{
-    object::Kind,
-    parse::{self, ParseError},
+    object::{Kind, Object},
+    parse::{self, FieldProblems, ParseError},
 };
 
 use super::PROBLEMS_MAX;
@@ -27,7 +27,7 @@ pub(super) fn problems(value: &Value, first: &ParseError) -> Vec<Problem> {
     while problems.len() < PROBLEMS_MAX {
         let Some(error) = errors.pop() else { break };
         let mut again = false;
-        for (field, message) in &error.fields {
+        for (field, message) in &error.fields.0 {
             let problem = Problem { field: field.clone(), message: message.clone(), strays: Vec::new() };
             let known = problems.iter().any(|one| one.field == *field && one.message == *message);
             if !known {
@@ -41,14 +41,33 @@ pub(super) fn problems(value: &Value, first: &ParseError) -> Vec<Problem> {
             }
         }
         if again {
-            errors = parse::parse(&document).errors;
-            errors.truncate(1);
+            let parsed = parse::parse(&document);
+            let of_targets = parsed.objects.iter().filter_map(|(object, _)| of_target(object));
+            errors = parsed.errors.into_iter().chain(of_targets).take(1).collect();
         }
     }
     for problem in &mut problems {
         problem.strays.clone_from(&strays);
     }
     problems
+}
+
+/// The code of what lowering says of a TrafficTarget that [`of_target`] tells by field.
+pub(super) const TARGET_INVALID: &str = "Invalid";
+
+/// What is wrong with a TrafficTarget that is in force all the same: one with a valid destination denies what it does not grant, and
+/// grants nothing.
+pub(super) fn of_target(object: &Object) -> Option<ParseError> {
+    let Object::TrafficTarget(target) = object else { return None };
+    let problems = target.grant.as_ref().err()?;
+    let first = problems.first()?;
+    Some(ParseError {
+        key: Some(object.key()),
+        object: object.key().to_string(),
+        field: first.field.clone(),
+        message: first.message.clone(),
+        fields: Box::new(FieldProblems(problems.iter().map(|one| (one.field.clone(), one.message.clone())).collect())),
+    })
 }
 
 /// Goes on as if the version were the newest one of its kind.

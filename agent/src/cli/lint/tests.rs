@@ -166,3 +166,43 @@ fn whatever_is_linted_nothing_panics() {
         let _ = lint(text).show(OutputFormat::Table);
     }
 }
+
+/// A TrafficTarget as a course on service meshes teaches it: no apiVersion, a field of an older version, and an indentation that
+/// takes the source's name away from it.
+const BROKEN_TARGET: &str = r"kind: TrafficTarget
+metadata:
+  name: path-specific
+  namespace: default
+spec:
+  destination:
+    kind: ServiceAccount
+    name: service-a
+    namespace: default
+    port: 8080
+  rules:
+  - kind: HTTPRouteGroup
+    name: m-routes
+    matches:
+    - metrics
+  sources:
+  - kind: ServiceAccount
+  name: prometheus
+  namespace: default
+";
+
+#[test]
+fn a_target_with_broken_indentation_is_told_where_the_name_belongs() {
+    let report = lint(BROKEN_TARGET);
+    let text = report.show(OutputFormat::Table);
+    for expected in [
+        (1, "MissingField", "apiVersion"),
+        (18, "UnknownField", "spec.name"),
+        (19, "UnknownField", "spec.namespace"),
+        (17, "MissingField", "spec.sources[0]"),
+    ] {
+        let found = report.findings.iter().find(|one| (one.line, one.rule.as_str(), one.field.as_str()) == expected);
+        assert!(found.is_some_and(|one| !one.fix.is_empty()), "{expected:?} is not in:\n{text}");
+    }
+    assert!(text.contains("write apiVersion: access.smi-spec.io/v1alpha3"), "{text}");
+    assert!(text.contains("indent spec.name further"), "{text}");
+}
