@@ -20,6 +20,7 @@ use weft_policy::{
     compile::{CaptureAddr, Compiler, Reach},
     diagnostic::Diagnostic,
     ir::IrDelta,
+    names::WorkloadId,
     plan::OutboundPlan,
     view::SnapshotView,
 };
@@ -47,12 +48,15 @@ fn time() -> impl Strategy<Value = Value> + Clone {
 }
 
 fn namespace() -> impl Strategy<Value = Value> {
-    (namespace_name(), pick(&["enabled", "disabled", "x"]), pick(&["open", "closed", "x"])).prop_map(
-        |(name, mesh, fail)| {
-            json!({"apiVersion": "v1", "kind": "Namespace",
-               "metadata": {"name": name, "labels": {"weft.dev/mesh": mesh, "weft.dev/fail-mode": fail}}})
-        },
-    )
+    let labels =
+        (pick(&["enabled", "disabled", "x"]), pick(&["open", "closed", "x"]), pick(&["allow", "deny", "x", ""]));
+    (namespace_name(), labels).prop_map(|(name, (mesh, fail, default))| {
+        let mut labels = json!({"weft.dev/mesh": mesh, "weft.dev/fail-mode": fail});
+        if !default.is_empty() {
+            labels["weft.dev/default"] = json!(default);
+        }
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    })
 }
 
 fn pod() -> impl Strategy<Value = Value> {
@@ -61,15 +65,15 @@ fn pod() -> impl Strategy<Value = Value> {
     let ips = proptest::collection::vec(ip(), 0..3);
     let status =
         (pick(&["Running", "Pending", "Succeeded"]), pick(&["True", "False", "none"]), proptest::bool::weighted(0.2));
-    (identity, labels, ips, status, proptest::bool::weighted(0.1)).prop_map(
-        |((namespace, name, uid), (app, fail, named), ips, (phase, ready, deleting), host)| {
+    (identity, labels, ips, status, (proptest::bool::weighted(0.1), pick(&["sa", "sb"]))).prop_map(
+        |((namespace, name, uid), (app, fail, named), ips, (phase, ready, deleting), (host, account))| {
             let ips: Vec<Value> = ips.into_iter().map(|ip| json!({"ip": ip})).collect();
             let conditions = if ready == "none" { json!([]) } else { json!([{"type": "Ready", "status": ready}]) };
             let ports = if named { json!([{"name": "main", "containerPort": 9000}]) } else { json!([]) };
             json!({"apiVersion": "v1", "kind": "Pod",
                    "metadata": {"name": name, "namespace": namespace, "uid": uid, "labels": {"app": app, "weft.dev/fail-mode": fail},
                                 "deletionTimestamp": deleting.then_some("2026-01-01T00:00:00Z")},
-                   "spec": {"nodeName": "n1", "hostNetwork": host, "containers": [{"name": "c", "ports": ports}]},
+                   "spec": {"nodeName": "n1", "serviceAccountName": account, "hostNetwork": host, "containers": [{"name": "c", "ports": ports}]},
                    "status": {"phase": phase, "podIPs": ips, "conditions": conditions}})
         },
     )
@@ -159,14 +163,81 @@ fn group() -> impl Strategy<Value = Value> {
     })
 }
 
-fn object() -> impl Strategy<Value = Object> {
-    prop_oneof![1 => namespace(), 4 => pod(), 3 => service(), 2 => slice(), 3 => split(), 2 => group()].prop_map(
-        |document| {
-            let parsed = parse(&document);
-            assert_eq!(parsed.errors, [], "{document}");
-            parsed.objects[0].0.clone()
+fn l4_route() -> impl Strategy<Value = Value> {
+    let ports = proptest::sample::subsequence(vec![80, 81], 0..=2);
+    (namespace_name(), name("r", 2), pick(&["TCPRoute", "UDPRoute"]), ports).prop_map(|(namespace, name, kind, ports)| {
+        json!({"apiVersion": "specs.smi-spec.io/v1alpha4", "kind": kind, "metadata": {"name": name, "namespace": namespace},
+               "spec": {"matches": {"ports": ports}}})
+    })
+}
+
+fn subject() -> impl Strategy<Value = Value> + Clone {
+    prop_oneof![
+        2 => pick(&["sa", "sb"]).prop_map(|name| json!({"kind": "ServiceAccount", "name": name})),
+        1 => name("b", 2).prop_map(|name| json!({"kind": "IdentityBinding", "name": name})),
+    ]
+}
+
+fn target() -> impl Strategy<Value = Value> {
+    let rule = prop_oneof![
+        (pick(&["TCPRoute", "UDPRoute"]), name("r", 3)).prop_map(|(kind, name)| json!({"kind": kind, "name": name})),
+        (name("g", 4), proptest::option::of(proptest::collection::vec(name("m", 3), 0..2))).prop_map(
+            |(name, matches)| {
+                let rule = json!({"kind": "HTTPRouteGroup", "name": name});
+                matches.map_or_else(
+                    || rule.clone(),
+                    |matches| json!({"kind": "HTTPRouteGroup", "name": name, "matches": matches}),
+                )
+            }
+        ),
+    ];
+    let said = (proptest::collection::vec(subject(), 1..3), proptest::collection::vec(rule, 1..4));
+    (namespace_name(), name("t", 4), subject(), said, time(), proptest::bool::weighted(0.15)).prop_map(
+        |(namespace, name, destination, (sources, rules), time, broken)| {
+            let mut spec = json!({"destination": destination, "sources": sources, "rules": rules});
+            if broken {
+                spec["ruls"] = json!([]);
+            }
+            json!({"apiVersion": "access.smi-spec.io/v1alpha4", "kind": "TrafficTarget",
+                   "metadata": {"name": name, "namespace": namespace, "creationTimestamp": time}, "spec": spec})
         },
     )
+}
+
+fn binding() -> impl Strategy<Value = Value> {
+    let schemes = prop_oneof![
+        pick(&["sa", "sb"]).prop_map(|name| json!({"serviceAccount": name, "spiffeIdentities": ["x/ns/shop/sa/sb"]})),
+        proptest::collection::vec(pick(&["web", "v1", "v2"]), 1..3).prop_map(|apps| {
+            let selectors: Vec<Value> = apps.into_iter().map(|app| json!({"matchLabels": {"app": app}})).collect();
+            json!({"podLabelSelectors": selectors})
+        }),
+    ];
+    (namespace_name(), name("b", 2), schemes).prop_map(|(namespace, name, schemes)| {
+        json!({"apiVersion": "access.smi-spec.io/v1alpha4", "kind": "IdentityBinding",
+               "metadata": {"name": name, "namespace": namespace}, "spec": {"schemes": schemes}})
+    })
+}
+
+fn document() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        1 => namespace(),
+        4 => pod(),
+        3 => service(),
+        2 => slice(),
+        3 => split(),
+        2 => group(),
+        1 => l4_route(),
+        3 => target(),
+        1 => binding(),
+    ]
+}
+
+fn object() -> impl Strategy<Value = Object> {
+    document().prop_map(|document| {
+        let parsed = parse(&document);
+        assert_eq!(parsed.errors, [], "{document}");
+        parsed.objects[0].0.clone()
+    })
 }
 
 /// Objects of which no two have the same key.
@@ -191,6 +262,7 @@ struct World {
     store: ObjectStore,
     compiler: Compiler,
     reach: BTreeMap<CaptureAddr, Reach>,
+    closed: BTreeMap<WorkloadId, bool>,
 }
 
 /// Everything that can be seen of a world from outside.
@@ -209,7 +281,16 @@ impl World {
     }
 
     fn compile(&mut self, delta: IrDelta) {
-        for (address, reach) in self.compiler.apply(delta).reach {
+        let compiled = self.compiler.apply(delta);
+        for (id, closed) in compiled.closed {
+            let old = self.closed.insert(id.clone(), closed);
+            assert_ne!(old.unwrap_or_default(), closed, "{id} was told without having changed");
+        }
+        self.closed.retain(|id, closed| *closed && compiled.snapshot.inbound.contains_key(id));
+        for (id, plan) in &compiled.snapshot.inbound {
+            assert_eq!(self.closed.contains_key(id), plan.is_closed(), "what was told of {id} adds up to what holds");
+        }
+        for (address, reach) in compiled.reach {
             let old = match reach {
                 Some(reach) => self.reach.insert(address, reach),
                 None => self.reach.remove(&address),
@@ -316,7 +397,6 @@ proptest! {
 
 /// A good document with something else in place of one of its values.
 fn mutated() -> impl Strategy<Value = Value> {
-    let document = prop_oneof![namespace(), pod(), service(), slice(), split(), group()];
     let other = prop_oneof![
         Just(Value::Null),
         any::<i64>().prop_map(Value::from),
@@ -328,7 +408,7 @@ fn mutated() -> impl Strategy<Value = Value> {
         Just(json!([])),
         Just(json!({})),
     ];
-    (document, any::<prop::sample::Index>(), other).prop_map(|(mut document, at, other)| {
+    (document(), any::<prop::sample::Index>(), other).prop_map(|(mut document, at, other)| {
         let places = count(&document);
         *place(&mut document, &mut at.index(places)).unwrap() = other;
         document

@@ -13,6 +13,7 @@ use weft_policy::{
 use super::*;
 use crate::{parse::parse, store::ObjectEvent};
 
+mod access;
 mod endpoints;
 mod routes;
 mod workloads;

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 
+mod access;
 mod smi;
 
 fn split(version: &str, spec: Value) -> Value {

@@ -12,6 +12,8 @@ use crate::{
     split::{NoBackend, SplitState},
 };
 
+mod access;
+
 fn key(name: &str) -> ServiceKey {
     ServiceKey::new("shop", name)
 }
