@@ -8,12 +8,14 @@ use std::{
     sync::Arc,
 };
 
+use ::kube::Client;
 use prometheus::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, UnixStream},
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
+    task::JoinHandle,
 };
 use weft_policy::{inbound::Stance, snapshot::SnapshotCell};
 use weft_proxy::{config::ProxyConfig, proxy::Proxy};
@@ -30,6 +32,7 @@ use crate::{
     metrics::AgentMetrics,
     reconcile::Reconciler,
     state::Shared,
+    status::{Identity, Status},
     successor::{self, Stayed},
     telemetry::{Chain, LogLevel},
     watch::{
@@ -157,6 +160,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         metrics_listener = inherit_metrics_port(args).await;
     }
 
+    let status = source.write_status(args, &shared);
     let (change_tx, change_rx) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
     let tasks = [
         tokio::spawn(sweep(Arc::clone(&shared))),
@@ -170,7 +174,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     let ending = wait_for_end(&shared, &handover_socket, &drain, &mut signals).await;
     shared.set_draining();
-    for task in tasks {
+    for task in tasks.into_iter().chain(status) {
         task.abort();
     }
     if let Ending::HandedOver(successor) = &ending {
@@ -210,7 +214,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 /// Where objects come from.
 enum Source {
     Directory(Box<Directory>, PathBuf),
-    Cluster(Cluster),
+    Cluster(Cluster, Client),
 }
 
 impl Source {
@@ -221,7 +225,7 @@ impl Source {
         }
         let client = kube::connect(args.source.kubeconfig.as_deref()).await?;
         kube::health::register(registry, sources)?;
-        Ok(Self::Cluster(Cluster::watch(&client, &args.node, sources)))
+        Ok(Self::Cluster(Cluster::watch(&client, &args.node, sources), client))
     }
 
     /// Everything that there is. An API server is waited for, and meanwhile the metrics port says so; `None` if the agent is told to stop.
@@ -233,7 +237,7 @@ impl Source {
     ) -> Result<Option<Change>, RunError> {
         let cluster = match self {
             Self::Directory(directory, _) => return Ok(Some(directory.scan(&BTreeSet::new())?)),
-            Self::Cluster(cluster) => cluster,
+            Self::Cluster(cluster, _) => cluster,
         };
         tracing::info!("waiting for the API server to list every kind of object; nothing is changed until then");
         tokio::select! {
@@ -247,7 +251,7 @@ impl Source {
     fn locate(&self, args: &RunArgs) -> Locate {
         match self {
             Self::Directory(..) => Locate::Manifests,
-            Self::Cluster(_) => Locate::Host(HostPaths::new(&args.host_proc, args.places.cgroup_root.as_deref())),
+            Self::Cluster(..) => Locate::Host(HostPaths::new(&args.host_proc, args.places.cgroup_root.as_deref())),
         }
     }
 
@@ -255,8 +259,15 @@ impl Source {
     async fn follow(self, changes: mpsc::Sender<Change>) {
         match self {
             Self::Directory(directory, path) => notify::follow(*directory, path, changes).await,
-            Self::Cluster(cluster) => cluster.follow(changes).await,
+            Self::Cluster(cluster, _) => cluster.follow(changes).await,
         }
+    }
+
+    /// Begins to write what becomes of objects, where there is somewhere to write it.
+    fn write_status(&self, args: &RunArgs, shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
+        let Self::Cluster(_, client) = self else { return None };
+        let identity = Identity::new(&args.pod_namespace, &args.node);
+        Some(tokio::spawn(Status::new(client, Arc::clone(shared), identity).run()))
     }
 }
 

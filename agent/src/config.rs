@@ -55,6 +55,9 @@ pub struct RunArgs {
     /// The node's /proc, as far as this process sees it; pods are found through it unless --manifests says where they are.
     #[arg(long, value_name = "DIR", default_value = "/proc", env = "WEFT_HOST_PROC")]
     pub host_proc: PathBuf,
+    /// Namespace that the agent itself runs in: where the agents of a cluster agree who of them writes the status of objects.
+    #[arg(long, value_name = "NAME", default_value = "weft-system", env = "POD_NAMESPACE")]
+    pub pod_namespace: String,
     /// Address of /metrics, /livez and /readyz, or "none".
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020", value_parser = parse_metrics_addr, env = "WEFT_METRICS_ADDR")]
     pub metrics_addr: MetricsAddr,

@@ -14,6 +14,7 @@ pub mod probe;
 pub mod reconcile;
 pub mod report;
 pub mod state;
+pub mod status;
 pub mod successor;
 pub mod telemetry;
 pub mod watch;

@@ -100,3 +100,23 @@ pub const CGROUPS_WALKED_MAX: usize = 20_000;
 pub const POD_PROCESSES_LOOKED_AT: usize = 64;
 /// Most problems that `weft lint` tells of one object; more of them mostly follow from the first.
 pub const LINT_PROBLEMS_PER_OBJECT_MAX: usize = 32;
+/// How long the Lease of the writer of status holds, seconds (client-go's leader election: 15).
+pub const LEASE_DURATION_S: u64 = 15;
+/// The longest that somebody else's Lease is respected, seconds.
+pub const LEASE_DURATION_MAX_S: u64 = 300;
+/// How long this agent counts on a Lease that it took or renewed: less than others wait for.
+pub const LEASE_HELD: Duration = Duration::from_secs(10);
+/// How often the Lease is looked at, and renewed.
+pub const LEASE_RENEW: Duration = Duration::from_secs(3);
+/// How often objects are looked at whose status may have to be written.
+pub const STATUS_ROUND: Duration = Duration::from_millis(500);
+/// Most statuses that one round writes: 20 a second, each with at most one Event.
+pub const STATUS_WRITES_PER_ROUND: usize = 10;
+/// Pause after a status that could not be written.
+pub const STATUS_PAUSE: Duration = Duration::from_secs(2);
+/// How long a status that was written may take to come back on the watch before it is written again.
+pub const STATUS_ECHO: Duration = Duration::from_secs(10);
+/// Longest message of a condition, bytes; Kubernetes allows 32,768 (metav1.Condition).
+pub const STATUS_MESSAGE_BYTES_MAX: usize = 1024;
+/// Longest text of an Event, bytes (k8s.io/api/events/v1, `note`: 1 kB).
+pub const EVENT_NOTE_BYTES_MAX: usize = 1000;

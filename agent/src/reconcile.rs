@@ -75,6 +75,11 @@ impl Reconciler {
     }
 
     fn apply(&mut self, change: Change) {
+        self.put_in_force(change);
+        self.shared.sources.ledger.applied();
+    }
+
+    fn put_in_force(&mut self, change: Change) {
         for problem in &change.problems {
             if !self.shared.problems().contains(problem) {
                 tracing::warn!(

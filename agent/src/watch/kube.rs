@@ -19,12 +19,14 @@ mod backoff;
 mod client;
 mod discovery;
 pub mod health;
+pub mod ledger;
 mod merge;
 mod reflect;
-mod wire;
+pub(crate) mod wire;
 
 use discovery::Discovery;
 use health::Sources;
+use ledger::Note;
 use merge::Merge;
 
 /// Why an API server cannot be a source at all. One that does not answer is no such reason: it is waited for.
@@ -64,8 +66,14 @@ enum Batch {
     Delete(ObjectKey),
 }
 
-/// An object as the API server has it, trimmed; or why it cannot be used.
-type Seen = Result<Object, weft_crds::parse::ParseError>;
+/// An object as the API server has it.
+#[derive(Debug)]
+struct Seen {
+    /// Trimmed; or why it cannot be used.
+    object: Result<Object, weft_crds::parse::ParseError>,
+    /// What is noted of it, for kinds that get a status.
+    note: Option<Note>,
+}
 
 /// A client for the API server that a file names, or for that of the cluster around this process.
 ///

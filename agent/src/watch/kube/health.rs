@@ -3,16 +3,25 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 use weft_crds::object::Kind;
 
+use super::ledger::Ledger;
+
 /// Every kind that is watched; empty where objects come from a directory.
 #[derive(Debug, Default)]
 pub struct Sources {
+    /// What is noted of objects that get a status.
+    pub ledger: Ledger,
+    status_writes: AtomicU64,
+    status_errors: AtomicU64,
     rows: Mutex<BTreeMap<Kind, Row>>,
 }
 
@@ -186,6 +195,21 @@ impl Sources {
             row.version.clear();
             row.last_error.clear();
         });
+    }
+
+    /// A status or an Event was written.
+    pub(crate) fn status_written(&self) {
+        self.status_writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A status or an Event could not be written.
+    pub(crate) fn status_failed(&self) {
+        self.status_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Statuses and Events that were written, and that could not be.
+    fn status_counts(&self) -> (u64, u64) {
+        (self.status_writes.load(Ordering::Relaxed), self.status_errors.load(Ordering::Relaxed))
     }
 
     /// Every kind as it stands.

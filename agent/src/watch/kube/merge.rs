@@ -10,12 +10,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use weft_crds::{
-    object::{Kind, ObjectKey},
+    object::{Kind, Object, ObjectKey},
     parse::ParseError,
     store::ObjectEvent,
 };
 
-use super::{Batch, Seen, health::Sources};
+use super::{Batch, Seen, health::Sources, ledger::Note};
 use crate::{
     limits,
     watch::{Change, SourceProblem},
@@ -34,6 +34,7 @@ pub(super) struct Merge {
     told: BTreeMap<Kind, BTreeSet<ObjectKey>>,
     problems: BTreeMap<ObjectKey, SourceProblem>,
     events: Vec<ObjectEvent>,
+    notes: BTreeMap<ObjectKey, Option<Note>>,
     changed: bool,
 }
 
@@ -46,6 +47,7 @@ impl Merge {
             told: BTreeMap::new(),
             problems: BTreeMap::new(),
             events: Vec::new(),
+            notes: BTreeMap::new(),
             changed: false,
         }
     }
@@ -81,6 +83,7 @@ impl Merge {
         for (kind, told) in &self.told {
             self.sources.count(*kind, told.len());
         }
+        self.sources.ledger.hand_over(std::mem::take(&mut self.notes));
         Change { events: std::mem::take(&mut self.events), problems: self.problems.values().cloned().collect() }
     }
 
@@ -88,7 +91,7 @@ impl Merge {
         match batch {
             Batch::Replace(kind, seen) => {
                 self.awaited.remove(&kind);
-                let present: BTreeSet<ObjectKey> = seen.iter().filter_map(key).collect();
+                let present: BTreeSet<ObjectKey> = seen.iter().filter_map(|one| key(&one.object)).collect();
                 let gone: Vec<ObjectKey> = self.told.get(&kind).into_iter().flatten().cloned().collect();
                 let unnamed: Vec<ObjectKey> = self.problems.keys().filter(|key| key.kind == kind).cloned().collect();
                 for key in gone.into_iter().chain(unnamed).filter(|key| !present.contains(key)) {
@@ -104,7 +107,11 @@ impl Merge {
     }
 
     fn apply(&mut self, kind: Kind, seen: Seen) {
-        match seen {
+        if let (Some(note), Some(key)) = (seen.note, key(&seen.object)) {
+            self.notes.insert(key, Some(note));
+            self.changed = true;
+        }
+        match seen.object {
             Ok(object) => {
                 let key = object.key();
                 self.changed |= self.problems.remove(&key).is_some();
@@ -127,6 +134,7 @@ impl Merge {
     }
 
     fn delete(&mut self, key: ObjectKey) {
+        self.notes.insert(key.clone(), None);
         self.changed |= self.problems.remove(&key).is_some();
         if self.told.get_mut(&key.kind).is_some_and(|told| told.remove(&key)) {
             self.events.push(ObjectEvent::Delete(key));
@@ -135,8 +143,8 @@ impl Merge {
     }
 }
 
-fn key(seen: &Seen) -> Option<ObjectKey> {
-    match seen {
+fn key(object: &Result<Object, ParseError>) -> Option<ObjectKey> {
+    match object {
         Ok(object) => Some(object.key()),
         Err(error) => error.key.clone(),
     }

@@ -24,6 +24,7 @@ use super::{
     Batch, Seen,
     backoff::Backoff,
     health::{Reason, Sources},
+    ledger::Note,
     wire::{self, Event, Failure, Lines},
 };
 use crate::limits;
@@ -244,7 +245,18 @@ impl Reflector {
         if self.resource.kind == Kind::Pod {
             distrust(&mut object);
         }
-        parse_as(self.resource.kind, &self.resource.version, &object)
+        let kind = self.resource.kind;
+        let mut note = self
+            .optional
+            .then(|| {
+                Note::of(kind, &format!("{}/{}", kind.group(), self.resource.version), &self.resource.path, &object)
+            })
+            .flatten();
+        let object = parse_as(kind, &self.resource.version, &object);
+        if let (Some(note), Err(error)) = (&mut note, &object) {
+            note.unusable = Some(error.clone());
+        }
+        Seen { object, note }
     }
 }
 

@@ -19,10 +19,12 @@ use crate::{limits, telemetry::Chain};
 
 /// Why a request or a watch failed.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) reason: Reason,
+pub(crate) struct Failure {
+    pub(crate) reason: Reason,
+    /// Status code of the answer; 0 if there was none.
+    pub(crate) code: u16,
     /// For people.
-    pub(super) message: String,
+    pub(crate) message: String,
     /// The pause that the API server asks for.
     pub(super) retry_after: Option<Duration>,
     /// The answer was longer than what is read of one.
@@ -30,11 +32,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(reason: Reason, message: String) -> Self {
-        Self { reason, message, retry_after: None, too_large: false }
+    pub(crate) fn new(reason: Reason, message: String) -> Self {
+        Self { reason, code: 0, message, retry_after: None, too_large: false }
     }
 
-    pub(super) fn unreadable(error: &serde_json::Error) -> Self {
+    pub(crate) fn unreadable(error: &serde_json::Error) -> Self {
         Self::new(Reason::Unreadable, error.to_string())
     }
 
@@ -63,6 +65,7 @@ impl Failure {
         };
         let asked = status.details.as_ref().map(|details| details.retry_after_seconds).filter(|seconds| *seconds > 0);
         Self {
+            code: status.code,
             retry_after: asked.map(|seconds| Duration::from_secs(seconds.into())),
             ..Self::new(reason, format!("{} {}: {}", status.code, status.reason, status.message))
         }
@@ -70,7 +73,7 @@ impl Failure {
 }
 
 /// Sends a request and reads the whole answer.
-pub(super) async fn ask(client: &Client, request: http::Request<Vec<u8>>) -> Result<Bytes, Failure> {
+pub(crate) async fn ask(client: &Client, request: http::Request<Vec<u8>>) -> Result<Bytes, Failure> {
     let answer = async {
         let body = open(client, request).await?;
         collect(body, limits::KUBE_PAGE_BYTES_MAX).await

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus::{
-    GaugeVec, IntCounterVec, IntGaugeVec, Opts,
+    GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
@@ -21,6 +21,8 @@ struct Scrape {
     relists: IntCounterVec,
     errors: IntCounterVec,
     objects: IntGaugeVec,
+    status_writes: IntCounter,
+    status_errors: IntCounter,
 }
 
 impl Scrape {
@@ -42,11 +44,19 @@ impl Scrape {
                 Opts::new("weft_source_objects", "Objects of the kind that are in use"),
                 &["kind"],
             )?,
+            status_writes: IntCounter::new(
+                "weft_status_writes_total",
+                "Statuses and Events that this agent wrote to the API server",
+            )?,
+            status_errors: IntCounter::new(
+                "weft_status_errors_total",
+                "Statuses and Events that this agent could not write to the API server",
+            )?,
         })
     }
 
-    fn families(&self) -> [&dyn Collector; 4] {
-        [&self.stale, &self.relists, &self.errors, &self.objects]
+    fn families(&self) -> [&dyn Collector; 6] {
+        [&self.stale, &self.relists, &self.errors, &self.objects, &self.status_writes, &self.status_errors]
     }
 }
 
@@ -64,6 +74,9 @@ impl Collector for SourceMetrics {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let Ok(scrape) = Scrape::new() else { return Vec::new() };
+        let (writes, errors) = self.sources.status_counts();
+        scrape.status_writes.inc_by(writes);
+        scrape.status_errors.inc_by(errors);
         for source in self.sources.view() {
             let kind = &*source.kind;
             scrape.stale.with_label_values(&[kind]).set(source.stale_s);

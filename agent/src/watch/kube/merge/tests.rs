@@ -3,18 +3,22 @@ use weft_crds::parse::parse_as;
 
 use super::*;
 
+fn seen(object: Result<Object, ParseError>) -> Seen {
+    Seen { object, note: None }
+}
+
 fn namespace(name: &str, label: &str) -> Seen {
     let labels = if label.is_empty() { json!({}) } else { json!({"weft.dev/mesh": label}) };
     let document = json!({"metadata": {"name": name, "labels": labels}});
-    parse_as(Kind::Namespace, "v1", &document)
+    seen(parse_as(Kind::Namespace, "v1", &document))
 }
 
 fn broken(name: &str) -> Seen {
-    parse_as(Kind::Service, "v1", &json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 70_000}]}}))
+    seen(parse_as(Kind::Service, "v1", &json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 70_000}]}})))
 }
 
 fn service(name: &str) -> Seen {
-    parse_as(Kind::Service, "v1", &json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}}))
+    seen(parse_as(Kind::Service, "v1", &json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}})))
 }
 
 fn merge(batches: Vec<Batch>) -> Merge {

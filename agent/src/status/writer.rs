@@ -1,0 +1,105 @@
+//! Writes to the API server: status and Events, and nothing else.
+
+use http::{Method, Request, header::CONTENT_TYPE};
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use serde_json::{Value, json};
+
+use super::{Identity, conditions::Outcome, events::Event};
+use crate::watch::kube::{
+    health::Reason,
+    ledger::Note,
+    wire::{self, Failure},
+};
+
+/// Who is behind a field of an object, and behind an Event.
+pub(super) const FIELD_MANAGER: &str = "weft";
+/// What Events name as their reporter.
+const CONTROLLER: &str = "weft.dev/agent";
+
+/// Why something was not written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// Its CRD has no status subresource, or the object is gone.
+    #[error("no status subresource")]
+    NoStatus,
+    /// The object has changed since it was seen.
+    #[error("the object has changed")]
+    Stale,
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+pub(super) struct Writer {
+    client: Client,
+    holder: String,
+}
+
+impl Writer {
+    pub(super) fn new(client: Client, identity: &Identity) -> Self {
+        Self { client, holder: identity.holder.clone() }
+    }
+
+    /// Writes weft's conditions; those of others stay as they are.
+    pub(super) async fn set_conditions(&self, note: &Note, outcome: &Outcome) -> Result<(), WriteError> {
+        let now = now();
+        let patch = json!({
+            // Somebody else's conditions are in the same list: a write over a newer one would take them away.
+            "metadata": {"resourceVersion": note.resource_version, "uid": note.uid},
+            "status": {"conditions": outcome.render(&note.conditions, &now)},
+        });
+        let path = format!("{}/status?fieldManager={FIELD_MANAGER}", note.path);
+        match self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await {
+            Ok(()) => Ok(()),
+            Err(failure) if failure.reason == Reason::NotServed && !self.is_gone(note).await => {
+                Err(WriteError::NoStatus)
+            }
+            Err(failure) if failure.reason == Reason::NotServed || failure.code == 409 => Err(WriteError::Stale),
+            Err(failure) => Err(WriteError::Failed(failure.message)),
+        }
+    }
+
+    /// Whether the object itself is gone, and not only its status subresource.
+    async fn is_gone(&self, note: &Note) -> bool {
+        let Ok(request) = Request::get(&note.path).body(Vec::new()) else { return false };
+        matches!(wire::ask(&self.client, request).await, Err(failure) if failure.reason == Reason::NotServed)
+    }
+
+    /// Sends an Event.
+    pub(super) async fn event(&self, event: &Event) -> Result<(), WriteError> {
+        let mut body = event.body.clone();
+        // Names of Events are the object's and the time, as client-go makes them.
+        let name = format!("{}.{:x}", event.name, Timestamp::now().as_nanosecond());
+        if let Some(fields) = body.as_object_mut() {
+            fields.insert("apiVersion".to_owned(), "events.k8s.io/v1".into());
+            fields.insert("kind".to_owned(), "Event".into());
+            fields.insert("metadata".to_owned(), json!({"namespace": event.namespace, "name": name}));
+            fields.insert("eventTime".to_owned(), micro_time().into());
+            fields.insert("reportingController".to_owned(), CONTROLLER.into());
+            fields.insert("reportingInstance".to_owned(), self.holder.chars().take(128).collect::<String>().into());
+        }
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events?fieldManager={FIELD_MANAGER}", event.namespace);
+        self.send(Method::POST, &path, "application/json", &body)
+            .await
+            .map_err(|failure| WriteError::Failed(failure.message))
+    }
+
+    async fn send(&self, method: Method, path: &str, content: &str, body: &Value) -> Result<(), Failure> {
+        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, content);
+        let request = request
+            .body(body.to_string().into_bytes())
+            .map_err(|error| Failure::new(Reason::Refused, format!("{path} is no path: {error}")))?;
+        wire::ask(&self.client, request).await.map(drop)
+    }
+}
+
+/// Now, as Kubernetes' Time has it: RFC 3339 in seconds.
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Now, as Kubernetes' MicroTime has it: with six digits more.
+pub(super) fn micro_time() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
