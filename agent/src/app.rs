@@ -214,7 +214,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 /// Where objects come from.
 enum Source {
     Directory(Box<Directory>, PathBuf),
-    Cluster(Cluster, Client),
+    Cluster(Box<Cluster>, Client),
 }
 
 impl Source {
@@ -225,7 +225,7 @@ impl Source {
         }
         let client = kube::connect(args.source.kubeconfig.as_deref()).await?;
         kube::health::register(registry, sources)?;
-        Ok(Self::Cluster(Cluster::watch(&client, &args.node, sources), client))
+        Ok(Self::Cluster(Box::new(Cluster::watch(&client, &args.node, sources)), client))
     }
 
     /// Everything that there is. An API server is waited for, and meanwhile the metrics port says so; `None` if the agent is told to stop.

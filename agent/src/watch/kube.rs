@@ -61,7 +61,7 @@ enum Batch {
     /// Every object of the kind, in place of what was known.
     Replace(Kind, Vec<Seen>),
     /// One object.
-    Apply(Kind, Seen),
+    Apply(Kind, Box<Seen>),
     /// One object is gone.
     Delete(ObjectKey),
 }
@@ -123,3 +123,6 @@ impl Cluster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,7 @@ impl Merge {
                     self.apply(kind, one);
                 }
             }
-            Batch::Apply(kind, seen) => self.apply(kind, seen),
+            Batch::Apply(kind, seen) => self.apply(kind, *seen),
             Batch::Delete(key) => self.delete(key),
         }
     }

@@ -76,6 +76,8 @@ impl Reflector {
         let mut version: Option<String> = None;
         // Whether the API server may have another history than the one that was watched.
         let mut doubtful = false;
+        // Whether an expired watch was followed by a list at once, and none has worked since.
+        let mut listed_at_once = false;
         loop {
             let opened = Instant::now();
             let stop = match version.take() {
@@ -104,6 +106,7 @@ impl Reflector {
             if worked {
                 backoff.reset();
                 doubtful = false;
+                listed_at_once = false;
             }
             let pause = match stop {
                 Stop::Unwanted => return End::Unwanted,
@@ -114,7 +117,14 @@ impl Reflector {
                     match failure.reason {
                         Reason::NotServed if self.optional => return End::NotServed,
                         // All that is known stays in force until the new list has come as a whole.
-                        Reason::Expired | Reason::Rewound => version = None,
+                        Reason::Expired | Reason::Rewound => {
+                            version = None;
+                            // The API server answers, and only a list helps; but one whose lists are never new enough is not asked
+                            // without a pause.
+                            if !std::mem::replace(&mut listed_at_once, true) {
+                                continue;
+                            }
+                        }
                         _ => doubtful = true,
                     }
                     if news {
@@ -218,7 +228,7 @@ impl Reflector {
             let (version, batch) = match wire::event(&line) {
                 Ok(Event::Bookmark(version)) => (version, None),
                 Ok(Event::Applied(version, object)) => {
-                    (version, Some(Batch::Apply(self.resource.kind, self.read(object))))
+                    (version, Some(Batch::Apply(self.resource.kind, Box::new(self.read(object)))))
                 }
                 Ok(Event::Deleted(version, object)) => (version, self.key(&object).map(Batch::Delete)),
                 Err(failure) => return Stop::Failed(failure),

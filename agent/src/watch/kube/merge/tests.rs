@@ -63,9 +63,9 @@ fn an_object_that_breaks_keeps_its_last_good_version() {
     assert_eq!(problems.len(), 1);
     assert!(problems[0].ends_with("the last good version stays in force"), "{problems:?}");
 
-    merge.take(Batch::Apply(Kind::Service, service("web")));
+    merge.take(Batch::Apply(Kind::Service, Box::new(service("web"))));
     assert_eq!(said(&mut merge), (vec!["+Service default/web".to_owned()], vec![]));
-    merge.take(Batch::Apply(Kind::Service, broken("web")));
+    merge.take(Batch::Apply(Kind::Service, Box::new(broken("web"))));
     merge.take(Batch::Delete(ObjectKey::new(Kind::Service, "default", "web")));
     assert_eq!(said(&mut merge), (vec!["-Service default/web".to_owned()], vec![]));
 }
@@ -78,7 +78,7 @@ async fn nothing_is_said_before_every_kind_was_listed() {
     for kind in others {
         batches.send(Batch::Replace(*kind, Vec::new())).await.unwrap();
     }
-    batches.send(Batch::Apply(Kind::Namespace, namespace("a", ""))).await.unwrap();
+    batches.send(Batch::Apply(Kind::Namespace, Box::new(namespace("a", "")))).await.unwrap();
     let waiting = tokio::time::timeout(std::time::Duration::from_millis(50), merge.first()).await;
     assert!(waiting.is_err(), "{last:?} is not known yet");
     batches.send(Batch::Replace(*last, Vec::new())).await.unwrap();
@@ -90,7 +90,7 @@ async fn a_burst_is_one_change() {
     let (batches, receiver) = mpsc::channel(32);
     let mut merge = Merge::new(receiver, Arc::default());
     for name in ["a", "b", "c"] {
-        batches.send(Batch::Apply(Kind::Namespace, namespace(name, ""))).await.unwrap();
+        batches.send(Batch::Apply(Kind::Namespace, Box::new(namespace(name, "")))).await.unwrap();
     }
     assert_eq!(merge.next().await.unwrap().events.len(), 3);
     drop(batches);
