@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use weft_integration::{
     Pod, Process, Shop,
     objects::ServicePort,
@@ -184,12 +184,12 @@ fn line(seen: &str) -> String {
     if seen.starts_with(['G', 'P', 'D']) { format!("- {seen}") } else { seen.to_owned() }
 }
 
-/// Waits until a witness has seen exactly this.
-fn wait_seen(shop: &Shop, name: &str, expect: &[String]) -> Result<()> {
+/// Waits until a witness has seen all of this, and nothing else but what it may have seen.
+fn wait_seen(shop: &Shop, name: &str, expect: &[String], may: &[String]) -> Result<()> {
     let (process, _) = shop.program(name)?;
     let mut last = Vec::new();
     let waited = wait::until(&format!("{name} to have seen {} requests", expect.len()), LOG_TIMEOUT, || {
-        last = witness::seen(process).iter().map(|seen| line(seen)).collect();
+        last = witness::seen(process).iter().map(|seen| line(seen)).filter(|line| !may.contains(line)).collect();
         last.sort();
         Ok((last.len() >= expect.len()).then_some(()))
     });
@@ -225,7 +225,7 @@ fn servers_see_exactly_the_requests_of_http1_that_were_forwarded() -> Result<()>
                 expect.extend(lines);
             }
         }
-        wait_seen(&shop, name, &expect)?;
+        wait_seen(&shop, name, &expect, &[])?;
         println!("{name}: {number} cases, {} requests forwarded and seen", expect.len());
     }
     Ok(())
@@ -280,7 +280,7 @@ fn request2(stream: u32, (fields, body, _): &Case2, nonce: &str) -> Vec<u8> {
 fn servers_see_exactly_the_requests_of_http2_that_were_forwarded() -> Result<()> {
     for (name, start) in WITNESSES {
         let shop = running(name, start)?;
-        let mut expect = Vec::new();
+        let (mut expect, mut may) = (Vec::new(), Vec::new());
         let mut number = 0;
         for port in [TO_HTTP1, TO_HTTP2] {
             let to = shop.service(name, port)?;
@@ -298,18 +298,24 @@ fn servers_see_exactly_the_requests_of_http2_that_were_forwarded() -> Result<()>
                 steps.extend([then.as_str(), end.as_str()]);
                 let transcript = shop.talk(&to, &steps)?;
                 let context = || format!("{name}, port {port}: {one:?}: {transcript:?}");
-                // A name that is none ends the connection; anything else harms nobody.
-                let malformed_name = one.0.iter().any(|(name, _)| name.contains('\r'));
-                ensure!(malformed_name || transcript.steps_done == steps.len(), "{}", context());
+                // A line end in a field ends the connection; anything else harms nobody.
+                let ends_it = one.0.iter().any(|(name, value)| {
+                    *name != ":path" && (name.contains(['\r', '\n']) || value.contains(['\r', '\n']))
+                });
+                ensure!(ends_it || transcript.steps_done == steps.len(), "{}", context());
                 ensure!(transcript.end != "timeout", "{}", context());
                 let method = if one.1.is_some() { "POST" } else { "GET" };
+                // Where only the body fails its head is on its way; a server may answer it before it has seen the body.
+                if one.2.is_none() && one.0.iter().any(|(name, _)| *name == "content-length") {
+                    may.push(format!("{nonce} {method} / web"));
+                }
                 expect.extend(one.2.map(|path| format!("{nonce} {method} {path} web")));
-                if !malformed_name {
+                if !ends_it {
                     expect.push(format!("{last} GET /last web"));
                 }
             }
         }
-        wait_seen(&shop, name, &expect).context("HTTP/2")?;
+        wait_seen(&shop, name, &expect, &may)?;
         println!("{name}: {number} cases, {} requests forwarded and seen", expect.len());
     }
     Ok(())
