@@ -28,6 +28,8 @@ pub struct Entry {
     pub state: PodState,
     /// Policy denies by default what is meant for it, so it must not be reached while nobody is there to ask.
     pub denies: bool,
+    /// Why the kernel does not know its fail mode yet; that is tried again.
+    pub fail_mode_error: Option<String>,
 }
 
 impl Entry {
@@ -114,7 +116,8 @@ impl Pods {
                     self.entries.remove(id);
                     if let Some(workload) = wanted {
                         let (workload, state) = (Arc::clone(workload), PodState::Waiting);
-                        self.entries.insert(id.clone(), Entry { workload, state, denies: false });
+                        self.entries
+                            .insert(id.clone(), Entry { workload, state, denies: false, fail_mode_error: None });
                         changes.attach.push(id.clone());
                     }
                 }
@@ -153,6 +156,23 @@ impl Pods {
         let Some(entry) = self.entries.get_mut(id) else { return false };
         let news = entry.state != state;
         entry.state = state;
+        // Whoever captures a pod writes its fail mode, too.
+        entry.fail_mode_error = None;
+        news
+    }
+
+    /// Captured pods whose fail mode could not be written and should be tried again.
+    #[must_use]
+    pub fn fail_mode_failed(&self) -> Vec<WorkloadId> {
+        let failed = |entry: &Entry| entry.fail_mode_error.is_some();
+        self.entries.iter().filter(|(_, entry)| failed(entry)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Notes whether a captured pod's fail mode could be written (`None`: it could). Returns whether that is news.
+    pub fn set_fail_mode_error(&mut self, id: &WorkloadId, error: Option<String>) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else { return false };
+        let news = entry.fail_mode_error != error;
+        entry.fail_mode_error = error;
         news
     }
 }
@@ -275,6 +295,33 @@ mod tests {
         assert_eq!(pods.denying(|_| true), (vec![], vec![]));
         assert_eq!(pods.denying(|_| false), (vec![], vec![open.id.clone()]));
         assert_eq!(pods.entry(&closed.id).unwrap().fail_mode(), FailMode::Closed);
+    }
+
+    #[test]
+    fn a_fail_mode_that_could_not_be_written_is_tried_until_it_is() {
+        let mut pods = Pods::new("n1");
+        let first = workload("a", "n1", true);
+        change(&mut pods, &first);
+        pods.set(&first.id, PodState::Captured { connections_before: 0 });
+        assert!(pods.fail_mode_failed().is_empty());
+        let refused = || Some("refused".to_owned());
+        assert!(pods.set_fail_mode_error(&first.id, refused()));
+        assert!(!pods.set_fail_mode_error(&first.id, refused()), "said once");
+        // What policy says later does not hide that the kernel has an older mode.
+        pods.denying(|_| true);
+        pods.denying(|_| false);
+        assert_eq!(pods.fail_mode_failed(), std::slice::from_ref(&first.id));
+        assert!(pods.set_fail_mode_error(&first.id, None), "that it is written at last is news");
+        assert!(pods.fail_mode_failed().is_empty());
+        // Capture writes the mode itself.
+        pods.set_fail_mode_error(&first.id, refused());
+        pods.set(&first.id, PodState::Captured { connections_before: 0 });
+        assert!(pods.fail_mode_failed().is_empty());
+        // Pods that are gone are not tried.
+        pods.set_fail_mode_error(&first.id, refused());
+        pods.change([(&first.id, &None)]);
+        assert!(pods.fail_mode_failed().is_empty());
+        assert!(!pods.set_fail_mode_error(&first.id, refused()));
     }
 
     #[test]

@@ -185,10 +185,16 @@ impl Reconciler {
         }
     }
 
+    /// Tells the kernel a pod's fail mode. A failure does not hold plans back, which deny while the agent lives; it is tried again.
     fn set_fail_mode(&self, id: &WorkloadId) {
         let Some(fail_mode) = self.shared.pods().entry(id).map(Entry::fail_mode) else { return };
-        if let Err(error) = self.shared.capture().set_fail_closed(id, fail_mode == FailMode::Closed) {
-            tracing::error!(pod = %id, error = %Chain(&error), "fail mode stays as it was");
+        let written = self.shared.capture().set_fail_closed(id, fail_mode == FailMode::Closed);
+        let error = written.err().map(|error| Chain(&error).to_string());
+        if self.shared.pods().set_fail_mode_error(id, error.clone()) {
+            match error {
+                Some(error) => tracing::error!(pod = %id, error, "fail mode stays as it was, and is tried again"),
+                None => tracing::info!(pod = %id, "fail mode is in force at last"),
+            }
         }
     }
 
@@ -226,8 +232,12 @@ impl Reconciler {
         !place.netns.iter().any(|path| capture.found_at(id, path))
     }
 
-    /// Tries pods again that could not be captured.
+    /// Tries again what could not be done: capturing pods, and telling the kernel their fail modes.
     fn retry_pods(&mut self) {
+        let fail_modes = self.shared.pods().fail_mode_failed();
+        for id in &fail_modes {
+            self.set_fail_mode(id);
+        }
         let failed = self.shared.pods().failed();
         self.attach_all(&failed);
     }

@@ -74,7 +74,7 @@ pub fn status(status: &Status) -> String {
                 pod.namespace.clone(),
                 pod.name.clone(),
                 captured,
-                pod.fail_mode.clone(),
+                fail_mode(pod),
                 access(pod),
                 stat("outbound_captured").to_string(),
                 stat("inbound_captured").to_string(),
@@ -132,6 +132,14 @@ pub fn status(status: &Status) -> String {
         out.push_str(&format!("\ncapture: another program runs ahead of weft: {program}"));
     }
     out.trim_end().to_owned()
+}
+
+/// What becomes of a pod's connections while the agent is gone, and why not yet.
+fn fail_mode(pod: &Pod) -> String {
+    match &pod.fail_mode_error {
+        None => pod.fail_mode.clone(),
+        Some(error) => format!("{}, not in force: {error}", pod.fail_mode),
+    }
 }
 
 /// What decides who may reach a pod: the TrafficTargets that select it, or else its stance.
@@ -317,5 +325,18 @@ mod tests {
         ] {
             assert_eq!(access(&pod), expected);
         }
+    }
+
+    #[test]
+    fn a_fail_mode_that_is_not_in_force_says_why() {
+        let pod = |error: Option<&str>| -> Pod {
+            serde_json::from_value(json!({
+                "namespace": "shop", "name": "web", "uid": "u", "ips": [], "captured": true, "reason": null, "fail_mode": "closed",
+                "fail_mode_error": error, "connections_before_capture": 0, "stats": {},
+            }))
+            .unwrap()
+        };
+        assert_eq!(fail_mode(&pod(None)), "closed");
+        assert_eq!(fail_mode(&pod(Some("cannot write map PODS"))), "closed, not in force: cannot write map PODS");
     }
 }

@@ -57,6 +57,9 @@ pub struct Pod {
     pub reason: Option<String>,
     /// `open` or `closed`.
     pub fail_mode: String,
+    /// Why the kernel does not know that yet.
+    #[serde(default)]
+    pub fail_mode_error: Option<String>,
     /// What holds where no TrafficTarget selects it: `allow` or `deny`.
     #[serde(default)]
     pub stance: String,

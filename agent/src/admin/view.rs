@@ -49,6 +49,7 @@ pub fn status(shared: &Shared) -> api::Status {
                     FailMode::Open => "open".to_owned(),
                     FailMode::Closed => "closed".to_owned(),
                 },
+                fail_mode_error: entry.fail_mode_error.clone(),
                 connections_before_capture: before,
                 stats: pod_events(events.get(id).copied().unwrap_or(&PodStats::default()))
                     .map(|(name, count)| (name.to_owned(), count))
