@@ -52,7 +52,7 @@ impl Writer {
         let path = format!("{}/status?fieldManager={FIELD_MANAGER}", note.path);
         match self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await {
             Ok(()) => Ok(()),
-            Err(failure) if failure.reason == Reason::NotServed && !self.is_gone(note).await => {
+            Err(failure) if failure.reason == Reason::NotServed && self.is_there(note).await => {
                 Err(WriteError::NoStatus)
             }
             Err(failure) if failure.reason == Reason::NotServed || failure.code == 409 => Err(WriteError::Stale),
@@ -60,10 +60,15 @@ impl Writer {
         }
     }
 
-    /// Whether the object itself is gone, and not only its status subresource.
-    async fn is_gone(&self, note: &Note) -> bool {
-        let Ok(request) = Request::get(&note.path).body(Vec::new()) else { return false };
-        matches!(wire::ask(&self.client, request).await, Err(failure) if failure.reason == Reason::NotServed)
+    /// Whether the object itself is there, so that what is missing is its status subresource. Asked by a list, which the agent may make
+    /// anyway; no answer is no proof.
+    async fn is_there(&self, note: &Note) -> bool {
+        let Some((kind, name)) = note.path.rsplit_once('/') else { return false };
+        let path = format!("{kind}?fieldSelector=metadata.name%3D{name}&limit=1");
+        let Ok(request) = Request::get(path).body(Vec::new()) else { return false };
+        let Ok(body) = wire::ask(&self.client, request).await else { return false };
+        let list: Value = serde_json::from_slice(&body).unwrap_or_default();
+        list.get("items").and_then(Value::as_array).is_some_and(|items| !items.is_empty())
     }
 
     /// Sends an Event.
