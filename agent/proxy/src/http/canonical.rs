@@ -149,7 +149,9 @@ fn canonical(target: &PathAndQuery) -> Result<PathAndQuery, LocalReply> {
     let path = match path::canonical(target.path()).map_err(refused)? {
         Some(path) => path,
         // `http://host?query` has an empty path, which stands for the root as well.
-        None if !target.as_str().starts_with('/') => "/".to_owned(),
+        None if target.as_str().starts_with('?') => "/".to_owned(),
+        // Crate http shows an empty path as the root, but forwards it as nothing (`http://host#fragment`).
+        None if target.as_str() == "/" => return Ok(PathAndQuery::from_static("/")),
         None => return Ok(target.clone()),
     };
     let whole = match target.query() {
@@ -255,7 +257,6 @@ mod tests {
             ("GET", "/a//b/../%2e?x=%00&y=//../", &host, Ok("/a/?x=%00&y=//../")),
             ("GET", "/a%2Fb", &host, Err(Reason::PathAmbiguous)),
             ("GET", "http://a?x", &host, Ok("/?x")),
-            // Crate http drops the fragment, and an empty path is left.
             ("GET", "http://a#x", &host, Ok("/")),
             ("GET", "http://a//x", &host, Ok("/x")),
             ("GET", "ftp://a/", &host, Err(Reason::TargetInvalid)),
