@@ -2,7 +2,7 @@
 //!
 //! The admin socket lies in a directory of the node, and during an upgrade two agents share it: the answer of the other one must not
 //! make this one ready, or the old pod would be stopped before the new one has taken over. So the probe looks at who answers. A probe
-//! runs in the container of its agent; a process of another container has no process id there (unix(7), "SO_PEERCRED").
+//! runs in the container of its agent, that is, in its mount namespace (mount_namespaces(7)).
 
 use std::{io, path::Path};
 
@@ -84,8 +84,13 @@ fn heartbeat_age_max_ns() -> u128 {
 
 async fn holder(run_dir: &Path) -> Result<Holder, ProbeError> {
     let Ok(stream) = UnixStream::connect(run_dir.join(ADMIN_SOCKET)).await else { return Ok(Holder::Nobody) };
-    let pid = stream.peer_cred().map_err(ProbeError::Peer)?.pid();
-    Ok(if pid.is_some_and(|pid| pid > 0) { Holder::Own } else { Holder::Other })
+    // A process that has no process id here is in another container, and so is one that is not visible.
+    let Some(pid) = stream.peer_cred().map_err(ProbeError::Peer)?.pid().filter(|pid| *pid > 0) else {
+        return Ok(Holder::Other);
+    };
+    let own = std::fs::read_link("/proc/self/ns/mnt").map_err(ProbeError::Peer)?;
+    let same = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|of_peer| of_peer == own);
+    Ok(if same { Holder::Own } else { Holder::Other })
 }
 
 #[cfg(test)]
