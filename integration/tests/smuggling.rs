@@ -126,7 +126,6 @@ const OVER_HTTP1: &[Case] = &[
     ("CONNECT web:80 HTTP/1.1\r\n@a\r\n\r\nGET /x HTTP/1.1\r\n@b\r\n\r\n", &[]),
     ("GET / HTTP/1.1 HTTP/1.1\r\n@a\r\n\r\n", &[]),
     ("GET /x\0y HTTP/1.1\r\n@a\r\n\r\n", &[]),
-    ("PRI * HTTP/2.0\r\n@a\r\n\r\n", &[]),
     // Paths.
     ("GET /a/../b HTTP/1.1\r\n@a\r\n\r\n", &["a GET /b"]),
     ("GET /a/%2e%2e/b HTTP/1.1\r\n@a\r\n\r\n", &["a GET /b"]),
