@@ -120,7 +120,7 @@ const OVER_HTTP1: &[Case] = &[
         &["a GET /", "b GET /x"],
     ),
     (
-        "GET /ws HTTP/1.1\r\n@a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nGET /x%2fy HTTP/1.1\r\n@b\r\n\r\n",
+        "GET /ws HTTP/1.1\r\n@a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nGET /x%2fy HTTP/1.1\r\n@b\r\n\r\n",
         &["a GET /ws"],
     ),
     ("CONNECT web:80 HTTP/1.1\r\n@a\r\n\r\nGET /x HTTP/1.1\r\n@b\r\n\r\n", &[]),
