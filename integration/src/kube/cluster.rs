@@ -1,7 +1,12 @@
 //! A cluster of one node: an API server, and stand-ins for the scheduler, the controllers of Deployments and EndpointSlices, kube-proxy,
 //! DNS and the kubelet. They act in [`Cluster::sync`], not on their own, so a test decides when.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -11,7 +16,8 @@ use super::{
     server::{self, ApiServer, text},
 };
 use crate::{
-    Agent, AgentOptions, Node, Pod, PodSpec, Process, agent::Source, kube_proxy, limits, node::NODE_IPV4, testpod,
+    Agent, AgentOptions, Node, Pod, PodSpec, Process, agent::Source, command, kube_proxy, limits, node::NODE_IPV4,
+    testpod,
 };
 
 /// Image of a container whose arguments are those of the test application's `serve`.
@@ -66,6 +72,16 @@ impl Cluster {
         let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name()}});
         server.call("POST", "/api/v1/nodes", Some(&object))?;
         Ok(Self { agent: None, pods: BTreeMap::new(), server, node })
+    }
+
+    /// Applies the definitions of weft's chart, and waits until what they define is served.
+    ///
+    /// # Errors
+    /// When one is refused.
+    pub fn install_crds(&self) -> Result<()> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/weft/crds");
+        command::output(self.server.kubectl().args(["apply", "--server-side", "-f"]).arg(&dir))?;
+        self.server.wait_established()
     }
 
     /// Starts an agent that reads from the API server, and waits until it is ready.
