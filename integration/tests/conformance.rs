@@ -1,12 +1,13 @@
-//! The SMI conformance suite for TrafficSplit, case by case, on a real API server with manifests that kubectl applies; see `conformance/README.md`.
+//! The SMI conformance suite, case by case, on a real API server with manifests that kubectl applies; see `conformance/README.md`.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weft_integration::{
-    AgentOptions, Cluster, command,
-    testpod::conformance::{Call, Metrics},
+    AgentOptions, Cluster, command, limits,
+    testpod::conformance::{Call, Called, Metrics},
+    wait,
 };
 
 /// Port of the suite's applications.
@@ -100,6 +101,66 @@ impl Suite {
         // With the root's dot, as the suite writes it.
         format!("http://{service}.{}.svc.cluster.local.:{PORT}{path}", self.name)
     }
+
+    /// Calls until calls end as they should: the suite waits five seconds for what was applied; here the effect itself is waited for. Then
+    /// the case is played once, from a clean start.
+    fn settle(&self, calls: &[(&str, &str, bool)]) -> Result<Metrics> {
+        let play = || -> Result<Metrics> {
+            self.clear()?;
+            for (path, method, _) in calls {
+                self.call(&self.url("app-b", path), method)?;
+            }
+            self.metrics("app-a")
+        };
+        let mut last = Metrics::default();
+        wait::until(&format!("calls to end so: {calls:?}"), limits::APPLY_TIMEOUT, || {
+            last = play()?;
+            Ok(self.ended(&last, calls).then_some(()))
+        })
+        .with_context(|| format!("last: {last:?}"))?;
+        let metrics = play()?;
+        ensure!(self.ended(&metrics, calls), "settled, and then not: {metrics:?}");
+        Ok(metrics)
+    }
+
+    fn ended(&self, metrics: &Metrics, calls: &[(&str, &str, bool)]) -> bool {
+        let those = |allowed: bool| -> Vec<Called> {
+            let wanted = calls.iter().filter(|(.., succeeds)| *succeeds == allowed);
+            wanted
+                .map(|(path, method, _)| Called { url: self.url("app-b", path), method: (*method).to_owned() })
+                .collect()
+        };
+        metrics.resp_succeeded == those(true) && metrics.resp_failed == those(false)
+    }
+}
+
+#[test]
+fn traffic_access() -> Result<()> {
+    let mut suite = Suite::start("traffic-access", "deny")?;
+    suite.assert_definition().context("01")?;
+    suite.settle(&[("/echo", "GET", false)]).context("03-trafficDefault")?;
+    ensure!(suite.metrics("app-b")?.req_received.is_empty(), "03: nothing arrives");
+
+    suite.apply("04-install")?;
+    suite.settle(&[("/echo", "GET", true)]).context("05-trafficAllowed")?;
+    ensure!(suite.metrics("app-b")?.req_received == ["app-a"], "05: {:?}", suite.metrics("app-b")?);
+
+    let text = suite.text("04-install")?;
+    suite.cluster.delete(&text).context("06")?;
+    suite.settle(&[("/echo", "GET", false)]).context("07-trafficBlocked")?;
+    ensure!(suite.metrics("app-b")?.req_received.is_empty(), "07: nothing arrives");
+    Ok(())
+}
+
+#[test]
+fn traffic_spec() -> Result<()> {
+    let mut suite = Suite::start("traffic-spec", "deny")?;
+    suite.assert_definition().context("01")?;
+    suite.apply("03-install")?;
+    suite.settle(&[("/metrics", "GET", true), ("/echo", "GET", false)]).context("04-trafficPath")?;
+    suite.apply("05-install")?;
+    suite.settle(&[("/echo", "GET", true), ("/echo", "POST", false)]).context("06-trafficMethod")?;
+    Ok(())
 }
 
 #[test]
