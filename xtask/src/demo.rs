@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: weft at work on this machine, told and measured.
 //!
-//! Pods are network namespaces; the client is plain curl; the agent is fed from a directory of manifests. What is claimed at the end
-//! is what was counted.
+//! Pods are network namespaces; the client is plain curl; the agent is fed from a directory of manifests, or from a real API server. What is
+//! claimed at the end is what was counted.
 
 use std::{fs, path::PathBuf};
 
@@ -20,6 +20,9 @@ use stage::Stage;
 /// Arguments of `demo`.
 #[derive(Default, clap::Args)]
 pub(crate) struct Args {
+    /// Let the agent read from a real API server, and change policy with `kubectl apply`.
+    #[arg(long)]
+    kube: bool,
     /// Leave everything running afterwards and print commands to play with; Ctrl-C ends it.
     #[arg(long)]
     keep: bool,
@@ -38,7 +41,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     build_ebpf::run()?;
     test::build_binaries()?;
     // The harness finds the binaries where they were built; it runs inside this process.
-    let stage = Stage::build(&sh::target_dir().join("debug"))?;
+    if args.kube {
+        setup::run(setup::Scope::Programs)?;
+    }
+    let stage = Stage::build(&sh::target_dir().join("debug"), args.kube)?;
     let (report, stage) = play(stage)?;
     if let Some(path) = &args.report {
         let text = serde_json::to_string_pretty(&report)?;
@@ -105,7 +111,7 @@ fn play(mut stage: Stage) -> Result<(Report, Stage)> {
 
 fn keep(stage: &Stage) -> Result<()> {
     chapter("Yours");
-    println!("{}", stage.instructions());
+    println!("{}", stage.instructions()?);
     say("Ctrl-C ends it and cleans up.");
     // The harness cleans up on the signal; nothing else ends this wait.
     loop {

@@ -51,11 +51,11 @@ impl Mode {
 pub(crate) fn run(stage: &mut Stage, mode: Mode) -> Result<Restart> {
     stage.fail_mode(if mode == Mode::Closed { "closed" } else { "open" })?;
     let before = client_stats(stage)?;
-    let mut command = stage.client.testpod()?;
+    let mut command = stage.client()?.testpod()?;
     command.args(["load", "--to", &Stage::web_address().to_string(), "--host", super::stage::HOST]);
     command.args(["--connections", &CONNECTIONS.to_string(), "--concurrency", "16", "--rate", &RATE.to_string()]);
     command.args(["--timeout-ms", &CONNECTION_TIMEOUT_MS.to_string(), "--progress", "10"]);
-    let mut load = stage.client.spawn(command)?;
+    let mut load = stage.client()?.spawn(command)?;
     let reached = |count: u64| {
         let wanted = format!("done {count}");
         load.wait_line(&wanted, TIMEOUT, |line| (line == wanted).then_some(()))
@@ -87,5 +87,5 @@ pub(crate) fn run(stage: &mut Stage, mode: Mode) -> Result<Restart> {
 }
 
 fn client_stats(stage: &Stage) -> Result<PodStats> {
-    stage.agent()?.pod_stats(NAMESPACE, stage.client.name())
+    stage.agent()?.pod_stats(NAMESPACE, stage.client()?.name())
 }

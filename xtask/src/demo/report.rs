@@ -132,7 +132,7 @@ impl Report {
 
     /// How fast a change works.
     pub(crate) fn effect_table(&self) -> Table {
-        let mut table = table(&["from rename to effect", "ms"]);
+        let mut table = table(&["from change to effect", "ms"]);
         table.add_row(["half of the changes within".to_owned(), format!("{:.1}", self.apply_to_effect_ms.p50)]);
         table.add_row(["99 % of the changes within".to_owned(), format!("{:.1}", self.apply_to_effect_ms.p99)]);
         table

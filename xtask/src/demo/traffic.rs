@@ -83,9 +83,9 @@ fn curls(stage: &Stage, config: &str) -> Result<Vec<String>> {
     fs::write(&path, config).with_context(|| format!("cannot write {}", path.display()))?;
     let mut running = Vec::new();
     for _ in 0..CURLS {
-        let mut curl = stage.client.command("curl");
+        let mut curl = stage.client()?.command("curl");
         curl.arg("--config").arg(&path);
-        running.push(stage.client.spawn(curl)?);
+        running.push(stage.client()?.spawn(curl)?);
     }
     running.iter_mut().map(|curl: &mut Process| curl.finish(CURL_TIMEOUT)).collect()
 }
@@ -106,19 +106,19 @@ fn parse(output: &str) -> Vec<(&str, &str, &str)> {
     answers
 }
 
-/// From the rename of the manifest until the last of the open connections gets the other version.
+/// From the rename of the manifest, or the request to the API server, until the last of the open connections gets the other version.
 pub(crate) fn apply_to_effect(stage: &mut Stage) -> Result<Percentiles> {
     stage.split(1, 0)?;
-    let mut command = stage.client.testpod()?;
+    let mut command = stage.client()?.testpod()?;
     command.args(["watch", "--to", &Stage::web_address().to_string(), "--host", HOST]);
     command.args(["--connections", &WATCHED_CONNECTIONS.to_string()]);
-    let watch = stage.client.spawn(command)?;
+    let watch = stage.client()?.spawn(command)?;
     wait_changed(&watch, "v1", 0)?;
     let mut millis = Vec::new();
     for change in 0..CHANGES {
         let to_v2 = change % 2 == 0;
         let begin = monotonic_ns();
-        stage.write_split(u32::from(!to_v2), u32::from(to_v2))?;
+        stage.change_split(u32::from(!to_v2), u32::from(to_v2))?;
         let end = wait_changed(&watch, if to_v2 { "v2" } else { "v1" }, begin)?;
         let elapsed = Duration::from_nanos(end.saturating_sub(begin));
         millis.push(elapsed.as_secs_f64() * 1000.0);
