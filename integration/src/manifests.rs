@@ -20,6 +20,9 @@ pub const MESH_LABEL: &str = "weft.dev/mesh";
 /// Label that says what happens while the agent is gone: `open` or `closed`.
 pub const FAIL_MODE_LABEL: &str = "weft.dev/fail-mode";
 
+/// Label of a namespace that says what holds where no TrafficTarget selects: `allow` or `deny`.
+pub const STANCE_LABEL: &str = "weft.dev/default";
+
 /// Identifies an object: kind, namespace, name.
 pub type Key = (String, String, String);
 

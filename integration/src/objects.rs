@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use crate::manifests::{FAIL_MODE_LABEL, MESH_LABEL};
+use crate::manifests::{FAIL_MODE_LABEL, MESH_LABEL, STANCE_LABEL};
 
 /// A namespace whose pods are captured.
 #[must_use]
@@ -17,6 +17,13 @@ pub fn meshed_namespace(name: &str) -> Value {
 pub fn meshed_namespace_failing(name: &str, fail_mode: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": name, "labels": {MESH_LABEL: "enabled", FAIL_MODE_LABEL: fail_mode}}})
+}
+
+/// A namespace whose pods are captured, with what holds where no TrafficTarget selects: `allow` or `deny`.
+#[must_use]
+pub fn meshed_namespace_by_default(name: &str, stance: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": name, "labels": {MESH_LABEL: "enabled", STANCE_LABEL: stance}}})
 }
 
 /// A namespace that weft leaves alone.
@@ -135,5 +142,51 @@ pub fn header_route_group(namespace: &str, name: &str, header: &str, regex: &str
         "kind": "HTTPRouteGroup",
         "metadata": {"namespace": namespace, "name": name},
         "spec": {"matches": [{"name": "by-header", "headers": [{header: regex}]}]},
+    })
+}
+
+/// An HTTPRouteGroup with a match for each name, path and list of methods.
+#[must_use]
+pub fn route_group(namespace: &str, name: &str, matches: &[(&str, &str, &[&str])]) -> Value {
+    let matches: Vec<_> = matches
+        .iter()
+        .map(|(name, path, methods)| json!({"name": name, "pathRegex": path, "methods": methods}))
+        .collect();
+    json!({
+        "apiVersion": "specs.smi-spec.io/v1alpha4",
+        "kind": "HTTPRouteGroup",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"matches": matches},
+    })
+}
+
+/// A TCPRoute; without ports it means all of them.
+#[must_use]
+pub fn tcp_route(namespace: &str, name: &str, ports: &[u16]) -> Value {
+    json!({
+        "apiVersion": "specs.smi-spec.io/v1alpha4",
+        "kind": "TCPRoute",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"matches": {"ports": ports}},
+    })
+}
+
+/// A TrafficTarget between service accounts of one namespace; its rules by kind and name, each with all of its matches.
+#[must_use]
+pub fn traffic_target(
+    namespace: &str,
+    name: &str,
+    destination: &str,
+    rules: &[(&str, &str)],
+    sources: &[&str],
+) -> Value {
+    let account = |name: &str| json!({"kind": "ServiceAccount", "name": name, "namespace": namespace});
+    let rules: Vec<_> = rules.iter().map(|(kind, name)| json!({"kind": kind, "name": name})).collect();
+    let sources: Vec<_> = sources.iter().map(|name| account(name)).collect();
+    json!({
+        "apiVersion": "access.smi-spec.io/v1alpha3",
+        "kind": "TrafficTarget",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"destination": account(destination), "rules": rules, "sources": sources},
     })
 }
