@@ -11,6 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
+use object::{
+    Endianness,
+    elf::FileHeader64,
+    read::elf::{FileHeader, ProgramHeader},
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -78,27 +83,23 @@ fn stripped(path: &Path) -> Result<Vec<u8>> {
     let lean = path.with_extension("stripped");
     sh::run(std::process::Command::new("strip").arg("-o").arg(&lean).arg(path))?;
     let program = fs::read(&lean).with_context(|| format!("cannot read {}", lean.display()))?;
-    if let Some(loader) = ["/lib64/ld-linux", "/lib/ld-"].into_iter().find(|loader| interpreter(&program, loader)) {
+    let loader = interpreter(&program).with_context(|| format!("{} is no program", path.display()))?;
+    if let Some(loader) = loader {
         bail!("{} is not static: it wants {loader}", path.display());
     }
     Ok(program)
 }
 
-/// Whether an ELF file has a segment PT_INTERP whose text starts so (elf(5)).
-fn interpreter(program: &[u8], loader: &str) -> bool {
-    const PT_INTERP: u32 = 3;
-    let number = |at: usize, length: usize| {
-        program
-            .get(at..at + length)
-            .map_or(0, |bytes| bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)))
-    };
-    let (headers, size, count) = (number(32, 8), number(54, 2), number(56, 2));
-    (0..count).any(|index| {
-        let at = usize::try_from(headers + index * size).unwrap_or(usize::MAX / 2);
-        let offset = usize::try_from(number(at + 8, 8)).unwrap_or(usize::MAX / 2);
-        number(at, 4) == u64::from(PT_INTERP)
-            && program.get(offset..offset + loader.len()).is_some_and(|text| text == loader.as_bytes())
-    })
+/// The loader that an ELF program wants (its segment PT_INTERP, elf(5)); `None` for a static one.
+fn interpreter(program: &[u8]) -> object::read::Result<Option<String>> {
+    let header = FileHeader64::<Endianness>::parse(program)?;
+    let endian = header.endian()?;
+    for segment in header.program_headers(endian, program)? {
+        if let Some(loader) = segment.interpreter(endian, program)? {
+            return Ok(Some(String::from_utf8_lossy(loader).into_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// The whole image.
