@@ -96,7 +96,7 @@ fn bad_documents() -> Vec<Bad> {
         split("no backends", "{service: web, backends: []}", "spec.backends", "at least one"),
         weights("negative weight", "-1", "spec.backends[0].weight", "negative"),
         weights("fractional weight", "0.5", "spec.backends[0].weight", "whole"),
-        weights("weight in words", "much", "spec.backends[0].weight", "whole"),
+        weights("weight in words", "much", "spec.backends[0].weight", "no quantity"),
         weights("weight beyond all bounds", "99999999999999999999", "spec.backends[0].weight", "limit"),
         weights("all weights zero", "0", "spec.backends", "zero"),
         split(
