@@ -92,7 +92,7 @@ fn request_length(bytes: &[u8], may_be_opaque: bool) -> Option<usize> {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return None,
         // What does not begin like HTTP is carried as bytes from the start; such a connection carries nothing else.
-        Err(_) if may_be_opaque && !bytes.starts_with(b"HTTP") => return None,
+        Err(_) if may_be_opaque => return None,
         Err(error) => panic!("{error}: {:?}", String::from_utf8_lossy(bytes)),
     };
     let text = String::from_utf8_lossy(&bytes[..head]);

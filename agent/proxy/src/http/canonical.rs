@@ -100,9 +100,10 @@ fn framing(headers: &HeaderMap) -> Result<(), LocalReply> {
 
 /// `100-continue` and nothing else (RFC 9110 10.1.1): whoever reads another expectation differently waits for a body that does not come,
 /// or takes it for the next request.
-fn expectation<B>(request: &Request<B>) -> Result<(), LocalReply> {
-    // HTTP/1.0 knows none, and they are taken out.
+fn expectation<B>(request: &mut Request<B>) -> Result<(), LocalReply> {
+    // HTTP/1.0 knows none: they are ignored (RFC 9110 10.1.1), and nobody behind weft is to read one.
     if request.version() == Version::HTTP_10 {
+        request.headers_mut().remove(header::EXPECT);
         return Ok(());
     }
     let mut expectations = request.headers().get_all(header::EXPECT).iter();

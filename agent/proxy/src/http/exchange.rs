@@ -144,15 +144,12 @@ fn prepare(
         .map_err(|named| LocalReply::new(Reason::ConnectionInvalid, format_args!("Connection names {}", named.0)))?;
     let expects =
         headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if one_zero {
-        // RFC 9110 10.1.1: an expectation of HTTP/1.0 is ignored.
-        headers.remove(header::EXPECT);
-        if !headers.contains_key(header::HOST) {
-            // The next hop is HTTP/1.1 or later, where it must be there (RFC 9112 3.2).
-            if let Ok(host) = HeaderValue::from_str(&link.flow.destination.to_string()) {
-                headers.insert(header::HOST, host);
-            }
-        }
+    // The next hop is HTTP/1.1 or later, where it must be there (RFC 9112 3.2).
+    if one_zero
+        && !headers.contains_key(header::HOST)
+        && let Ok(host) = HeaderValue::from_str(&link.flow.destination.to_string())
+    {
+        headers.insert(header::HOST, host);
     }
     parts.extensions.clear();
     Ok(Outgoing {
