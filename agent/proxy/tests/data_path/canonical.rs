@@ -454,11 +454,14 @@ async fn body_of_http2_is_as_long_as_it_says_or_fails() {
         client.send(get_frame(3)).await;
         assert_eq!(client.next_of(kind::HEADERS).await.stream, 3);
         let seen = server.take();
-        let expect: &[&str] = if whole {
-            &["POST / HTTP/1.1 web \"abc\"", "GET / HTTP/1.1 web \"\""]
-        } else {
-            &["GET / HTTP/1.1 web \"\""]
+        let (post, get) = (format!("POST / HTTP/1.1 web {body:?}"), "GET / HTTP/1.1 web \"\"".to_owned());
+        let empty = "POST / HTTP/1.1 web \"\"".to_owned();
+        let possible = match length {
+            _ if whole => vec![vec![post, get]],
+            // A head that says that nothing follows is a whole request, and may be with the server before more comes.
+            "0" => vec![vec![get.clone()], vec![empty, get]],
+            _ => vec![vec![get]],
         };
-        assert_eq!(seen, expect, "{length} {body:?}");
+        assert!(possible.contains(&seen), "{length} {body:?}: {seen:?}");
     }
 }
