@@ -160,6 +160,9 @@ pub const ACCESS_LOG_INTERVAL: Duration = Duration::from_secs(1);
 pub const ACCESS_LOG_PATH_BYTES_MAX: usize = 256;
 /// Most of a request's method that it shows, bytes: the longest of the IANA registry has 17.
 pub const ACCESS_LOG_METHOD_BYTES_MAX: usize = 32;
+/// How long after its arrival a connection that has not said a word on a port of HTTP is kept in a drain: its client has connected in
+/// order to ask, and a reset in that moment would be a lost request. Far more than a round trip in a cluster takes.
+pub const NEW_CONNECTION_GRACE: Duration = Duration::from_millis(250);
 /// Most rows of one `flows` answer.
 pub const FLOW_ROWS_MAX: usize = 10_000;
 /// How long `flows` and `learnt` wait for a worker.

@@ -108,6 +108,11 @@ async fn told_to_end(stream: &TcpStream, flow: &Flow) {
     let mut phase = Phase::Running;
     loop {
         phase = flow.control.changed(phase).await;
+        if phase == Phase::Draining {
+            // One that has just connected is about to speak, and knows nothing of an idle connection.
+            let grace = limits::NEW_CONNECTION_GRACE.saturating_sub(flow.started.elapsed());
+            phase = timeout(grace, flow.control.changed(phase)).await.unwrap_or(phase);
+        }
         if phase > Phase::Draining || !tcp::has_unread(stream) {
             return;
         }

@@ -60,6 +60,26 @@ async fn drain_finishes_requests_and_leaves_opaque_connections_their_time() {
 }
 
 #[tokio::test]
+async fn client_that_has_just_connected_when_a_drain_begins_may_ask() {
+    let (mesh, web) = (Mesh::start(), Named::start("v1").await);
+    mesh.serve(vip(1), service(AppProtocol::Http, &[web.address]));
+    let mut idle = Wire::new(mesh.connect(vip(1)).await);
+    idle.get("/").await;
+    let mut new = Wire::new(mesh.connect(vip(1)).await);
+    mesh.taken(&new.stream).await;
+    let drain = mesh.proxy().drain(Duration::from_secs(20));
+    let clients = async {
+        // Then the drain has come to every connection.
+        idle.ended().await;
+        let answer = new.get("/").await;
+        assert_eq!((answer.text(), answer.head.field("connection")), ("v1", Some("close")));
+        drop((idle, new));
+    };
+    let (report, ()) = soon(async { tokio::join!(drain, clients) }).await;
+    assert_eq!(report.closed, 0);
+}
+
+#[tokio::test]
 async fn request_that_has_come_when_a_drain_begins_is_answered() {
     let (mesh, web) = (Mesh::start(), Named::start("v1").await);
     mesh.serve(vip(1), service(AppProtocol::Http, &[web.address]));
