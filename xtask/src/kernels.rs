@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     setup::{self, Tool},
     sh,
-    test::Totals,
+    test::{Totals, programs::Program},
 };
 
 mod cpio;
@@ -88,9 +88,9 @@ pub(crate) fn cannot_run() -> Option<&'static str> {
 }
 
 /// Boots every kernel and counts what its tests did.
-pub(crate) fn run(filter: Option<&str>, here: Here) -> Result<Totals> {
+pub(crate) fn run(programs: &[Program], filter: Option<&str>, here: Here) -> Result<Totals> {
     setup::require(&TOOLS)?;
-    let program = test_program()?;
+    let program = test_program(programs)?;
     let dir = sh::target_dir().join("kernels");
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
 
@@ -101,9 +101,9 @@ pub(crate) fn run(filter: Option<&str>, here: Here) -> Result<Totals> {
         Here::Everything => filter,
         Here::Verifier => Some("verifier::"),
     };
-    totals.add(running_kernel(&program, only, &dir, &release, &mut verified)?);
+    totals.add(running_kernel(program, only, &dir, &release, &mut verified)?);
     for kernel in &KERNELS {
-        match boot(kernel, &program, filter, &dir, &mut verified) {
+        match boot(kernel, program.executable(), filter, &dir, &mut verified) {
             Ok(counted) => totals.add(counted),
             Err(error) => {
                 println!("{}: {error:#}", kernel.name);
@@ -115,23 +115,16 @@ pub(crate) fn run(filter: Option<&str>, here: Here) -> Result<Totals> {
     Ok(totals)
 }
 
-/// Builds the tests of capture, and gives the program. What it reads at compile time is part of it; the BPF objects too.
-fn test_program() -> Result<PathBuf> {
-    let mut cargo = sh::cargo();
-    cargo.args(["test", "--quiet", "--package", "weft-agent", "--test", "capture", "--no-run"]);
-    let messages = sh::output(cargo.arg("--message-format=json-render-diagnostics"))?;
-    let is_it = |message: &serde_json::Value| {
-        message["reason"] == "compiler-artifact"
-            && message["target"]["name"] == "capture"
-            && message["profile"]["test"] == true
-    };
-    let artifacts = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let program = artifacts.filter(is_it).find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    program.context("cargo did not say where the tests of capture are")
+/// The tests of capture. What they read at compile time is part of the program; the BPF objects too.
+fn test_program(programs: &[Program]) -> Result<&Program> {
+    programs
+        .iter()
+        .find(|program| (program.package.as_str(), program.target.as_str()) == ("weft-agent", "capture"))
+        .context("the tests of capture were not compiled")
 }
 
 fn running_kernel(
-    program: &Path,
+    program: &Program,
     filter: Option<&str>,
     dir: &Path,
     release: &str,
@@ -140,17 +133,15 @@ fn running_kernel(
     let report = dir.join("running.verifier");
     fs::remove_file(&report).ok();
     println!("running kernel: {release}");
-    let mut child = std::process::Command::new(program)
+    let mut child = program
+        .command()
         .args(filter)
         .arg("--test-threads=1")
         .env(VERIFIER_REPORT, &report)
         .env(MUST_RUN, "1")
-        .current_dir(sh::root())
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
         .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?;
+        .with_context(|| format!("cannot start {}", program.executable().display()))?;
     let mut progress = Progress::new("running kernel");
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {

@@ -2,12 +2,16 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::{build_ebpf, kernels, setup, sh};
+
+pub(crate) mod programs;
+
+use programs::Program;
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -25,6 +29,10 @@ impl Args {
         Self { tier: Tier::All, filter: None }
     }
 }
+
+/// The packages whose tests are tiers of their own.
+const PROXY: &str = "weft-proxy";
+const INTEGRATION: &str = "weft-integration";
 
 /// Groups of tests.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -104,25 +112,25 @@ impl std::fmt::Display for Totals {
 pub(crate) fn run(args: &Args) -> Result<Totals> {
     setup::run(setup::Scope::BuildAndTest)?;
     build_ebpf::run()?;
+    let programs = programs::build()?;
     let mut totals = Totals::default();
     let filter = args.filter.as_deref();
     let wants = |tier| args.tier == tier || args.tier == Tier::All;
     if wants(Tier::Unit) {
         heading("unit: policy, kinds, configuration, chores");
-        let others = ["--workspace", "--exclude", "weft-proxy", "--exclude", "weft-integration"];
-        totals.add(cargo_test(&others, filter, &[])?);
+        let other_tiers = [PROXY, INTEGRATION];
+        totals.add(run_programs(&programs, |package| !other_tiers.contains(&package), filter, &[])?);
     }
     if wants(Tier::Proxy) {
         heading("proxy: the data path over loopback");
-        totals.add(cargo_test(&["--package", "weft-proxy"], filter, &[])?);
+        totals.add(run_programs(&programs, |package| package == PROXY, filter, &[])?);
     }
     if wants(Tier::Netns) {
         heading("netns: the agent end to end, on pods of network namespaces");
         if sh::is_root() {
             setup::run(setup::Scope::Programs)?;
-            build_binaries()?;
             // One at a time: they share two cores, and some measure.
-            totals.add(cargo_test(&["--package", "weft-integration"], filter, &["--test-threads=1"])?);
+            totals.add(run_programs(&programs, |package| package == INTEGRATION, filter, &["--test-threads=1"])?);
         } else if args.tier == Tier::Netns {
             bail!("not root: these tests make network namespaces and load eBPF programs; run them with sudo");
         } else {
@@ -135,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<Totals> {
         match kernels::cannot_run() {
             None => {
                 let here = if args.tier == Tier::All { kernels::Here::Verifier } else { kernels::Here::Everything };
-                totals.add(kernels::run(filter, here)?);
+                totals.add(kernels::run(&programs, filter, here)?);
             }
             Some(why) => {
                 println!("NOT RUN: {why}");
@@ -146,38 +154,41 @@ pub(crate) fn run(args: &Args) -> Result<Totals> {
     Ok(totals)
 }
 
-/// Builds the agent, the command line tool and the test application, which tests and the demo start.
+/// Builds the agent, the command line tool and the test application, which the demo starts. All of the workspace is selected so that the
+/// features, and with them what is compiled, are those of the tests.
 pub(crate) fn build_binaries() -> Result<()> {
-    sh::run(sh::cargo().args([
-        "build",
-        "--quiet",
-        "--package",
-        "weft-agent",
-        "--package",
-        "weft-integration",
-        "--bins",
-    ]))
+    sh::run(sh::cargo().args(["build", "--quiet", "--workspace", "--bins"]))
 }
 
 fn heading(text: &str) {
     println!("\n== {text}");
 }
 
-fn cargo_test(selection: &[&str], filter: Option<&str>, harness_args: &[&str]) -> Result<Totals> {
-    let mut cargo = sh::cargo();
-    cargo.args(["test", "--quiet", "--no-fail-fast"]).args(selection).arg("--").args(filter).args(harness_args);
-    // The harness finds the binaries where they are built.
-    cargo.env("WEFT_BIN_DIR", sh::target_dir().join("debug"));
-    let (mut totals, success) = count(&mut cargo)?;
-    if !success && totals.failed == 0 {
-        totals.broken += 1;
+/// Runs all programs of the packages that are wanted, also after one has failed.
+fn run_programs(
+    programs: &[Program],
+    wanted: impl Fn(&str) -> bool,
+    filter: Option<&str>,
+    harness_args: &[&str],
+) -> Result<Totals> {
+    let mut totals = Totals::default();
+    for program in programs.iter().filter(|program| wanted(&program.package)) {
+        let counted = run_program(program, filter, harness_args)?;
+        if counted.failed + counted.broken > 0 {
+            println!("FAILED: {} of {}", program.target, program.package);
+        }
+        totals.add(counted);
     }
     Ok(totals)
 }
 
 /// Passes the output on and adds up the results in it.
-fn count(command: &mut Command) -> Result<(Totals, bool)> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
+fn run_program(program: &Program, filter: Option<&str>, harness_args: &[&str]) -> Result<Totals> {
+    let mut command = program.command();
+    command.arg("--quiet").args(filter).args(harness_args).stdout(Stdio::piped());
+    // The harness finds the binaries where they are built.
+    command.env("WEFT_BIN_DIR", sh::target_dir().join("debug"));
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.executable().display()))?;
     let mut totals = Totals::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {
@@ -186,8 +197,11 @@ fn count(command: &mut Command) -> Result<(Totals, bool)> {
             totals.add(parse_result(&line).unwrap_or_default());
         }
     }
-    let status = child.wait().context("cannot wait for cargo test")?;
-    Ok((totals, status.success()))
+    let status = child.wait().with_context(|| format!("cannot wait for {}", program.executable().display()))?;
+    if !status.success() && totals.failed == 0 {
+        totals.broken += 1;
+    }
+    Ok(totals)
 }
 
 /// The counts in `test result: ok. 5 passed; 0 failed; 0 ignored; ...`.
