@@ -19,7 +19,7 @@ pub(crate) fn run() -> Result<()> {
         Err(anyhow::anyhow!("not root, so the tests on network namespaces cannot run"))
     };
     let fuzzed = fuzz::run(&fuzz::Args::short(FUZZ_SECONDS));
-    let shown = if sh::is_root() { demo::run(&demo::Args::default()) } else { Ok(()) };
+    let shown = if sh::is_root() { demo::run(&demo::Args::with_tested_programs()) } else { Ok(()) };
     println!("\nlint: {}", if linted.is_ok() { "ok" } else { "FAILED" });
     println!("fuzz: {}", if fuzzed.is_ok() { "ok" } else { "FAILED" });
     println!("demo: {}", if shown.is_ok() { "ok" } else { "FAILED" });

@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, setup, sh, test};
+use crate::{build_ebpf, setup, sh};
 
 mod outage;
 mod report;
@@ -29,6 +29,16 @@ pub(crate) struct Args {
     /// Write what was measured here, as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// The tests have built the programs already.
+    #[arg(skip)]
+    built: bool,
+}
+
+impl Args {
+    /// After the tests: with the programs that they ran.
+    pub(crate) fn with_tested_programs() -> Self {
+        Self { built: true, ..Self::default() }
+    }
 }
 
 /// Runs the demo; an error if anything is not as it should be.
@@ -37,9 +47,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("the demo makes network namespaces and loads eBPF programs, which needs root: sudo -E cargo xtask demo");
     }
     setup::run(setup::Scope::BuildAndTest)?;
-    println!("Building weft (a few minutes the first time) ...");
-    build_ebpf::run()?;
-    test::build_binaries()?;
+    if !args.built {
+        println!("Building weft (a few minutes the first time) ...");
+        build_ebpf::run()?;
+        sh::run(sh::cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
+    }
     // The harness finds the binaries where they were built; it runs inside this process.
     if args.kube {
         setup::run(setup::Scope::Programs)?;

@@ -154,12 +154,6 @@ pub(crate) fn run(args: &Args) -> Result<Totals> {
     Ok(totals)
 }
 
-/// Builds the agent, the command line tool and the test application, which the demo starts. All of the workspace is selected so that the
-/// features, and with them what is compiled, are those of the tests.
-pub(crate) fn build_binaries() -> Result<()> {
-    sh::run(sh::cargo().args(["build", "--quiet", "--workspace", "--bins"]))
-}
-
 fn heading(text: &str) {
     println!("\n== {text}");
 }
