@@ -204,6 +204,16 @@ impl Object {
     }
 }
 
+/// Whether objects of a kind are told apart by their UID. There may be a hundred thousand of the others.
+fn told_by_uid(kind: Kind) -> bool {
+    kind == Kind::Pod
+}
+
+/// Whether labels of a kind mean anything.
+fn has_labels(kind: Kind) -> bool {
+    matches!(kind, Kind::Namespace | Kind::Pod)
+}
+
 /// The parts of `metadata` that matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
@@ -211,13 +221,13 @@ pub struct Meta {
     pub namespace: Arc<str>,
     /// Name.
     pub name: Arc<str>,
-    /// UID, if the object has one: those of a directory mostly do not.
+    /// UID of a pod, if it has one: those of a directory mostly do not.
     pub uid: Option<Arc<str>>,
     /// When it was created, in milliseconds since 1970.
     pub created_ms: Option<i64>,
     /// Whether it is being deleted.
     pub deleting: bool,
-    /// Labels.
+    /// Labels of a namespace or a pod.
     pub labels: BTreeMap<String, String>,
     /// Annotations of weft's own.
     pub annotations: BTreeMap<String, String>,
@@ -237,10 +247,10 @@ impl Meta {
         Self {
             namespace: namespace.as_deref().unwrap_or("default").into(),
             name: meta.name.unwrap_or_default().into(),
-            uid: meta.uid.filter(|uid| !uid.is_empty()).map(Into::into),
+            uid: meta.uid.filter(|uid| told_by_uid(kind) && !uid.is_empty()).map(Into::into),
             created_ms: meta.creation_timestamp.map(|time| time.0.as_millisecond()),
             deleting: meta.deletion_timestamp.is_some(),
-            labels: meta.labels.unwrap_or_default(),
+            labels: meta.labels.filter(|_| has_labels(kind)).unwrap_or_default(),
             annotations,
         }
     }

@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use weft_policy::names::{ServiceAccountKey, ServiceKey, WorkloadId};
+use weft_policy::{
+    few::Few,
+    names::{ServiceAccountKey, ServiceKey, WorkloadId},
+};
 
 use crate::{
     core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
@@ -23,9 +26,10 @@ use crate::{
 mod access;
 mod index;
 mod labels;
+mod mentions;
 
 use index::Index;
-pub(crate) use index::Mention;
+use mentions::{Mention, mentions};
 
 /// Namespace and name.
 pub(crate) type Name = (Arc<str>, Arc<str>);
@@ -291,8 +295,17 @@ impl ObjectStore {
         for mention in Mention::of_slice(slice) {
             match mention {
                 Mention::Ip(ip) => dirty.workloads.extend(self.pods_with_ip(ip).map(|pod| pod.id())),
-                Mention::Name(name) => dirty.workloads.extend(self.pods.get(&name).map(|pod| pod.id())),
-                Mention::Id(id) => drop(dirty.workloads.insert(id)),
+                Mention::Name(namespace, name) => {
+                    let name = (namespace.clone(), name.clone());
+                    dirty.workloads.extend(self.pods.get(&name).map(|pod| pod.id()));
+                }
+                // Most pods are those of other nodes, of which nothing is known and nothing is to be lowered.
+                Mention::Id(id) => {
+                    let id = WorkloadId(Arc::clone(id));
+                    if self.index.pods_by_id.contains_key(&id) {
+                        dirty.workloads.insert(id);
+                    }
+                }
             }
         }
     }
@@ -351,13 +364,11 @@ impl ObjectStore {
         names.filter_map(|name| self.slices.get(name)).map(|slice| &**slice)
     }
 
-    /// Slices that name a pod, or one of its addresses; each once.
-    pub(crate) fn slices_mentioning(&self, pod: &Pod) -> impl Iterator<Item = &EndpointSlice> {
-        let mut names: BTreeSet<&Name> = BTreeSet::new();
-        for mention in Mention::of_pod(pod) {
-            names.extend(self.index.slices_by_mention.get(&mention).into_iter().flatten());
-        }
-        names.into_iter().filter_map(|name| self.slices.get(name)).map(|slice| &**slice)
+    /// Slices that name a pod, or have one of its addresses without naming a pod; each once.
+    pub(crate) fn slices_mentioning<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a EndpointSlice> {
+        let names = self.index.slices_by_mention.candidates(pod);
+        let slices = names.into_iter().filter_map(|name| self.slices.get(name)).map(|slice| &**slice);
+        slices.filter(|slice| mentions(slice, pod))
     }
 
     pub(crate) fn splits_with_root(&self, service: &ServiceKey) -> impl Iterator<Item = &TrafficSplit> {
@@ -372,7 +383,7 @@ impl ObjectStore {
         self.splits_named(self.index.splits_by_group.get(group))
     }
 
-    fn splits_named<'a>(&'a self, names: Option<&'a BTreeSet<Name>>) -> impl Iterator<Item = &'a TrafficSplit> {
+    fn splits_named<'a>(&'a self, names: Option<&'a Few<Name>>) -> impl Iterator<Item = &'a TrafficSplit> {
         names.into_iter().flatten().filter_map(|name| self.splits.get(name)).map(|split| &**split)
     }
 }

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     diagnostic::Diagnostic,
+    few::Few,
     inbound::Stance,
     ir::{IrDelta, MeshIr, ServiceIr, WorkloadIr},
     names::{Generation, ServiceKey, WorkloadId},
@@ -34,7 +35,7 @@ pub struct Compiler {
     cells: Cells,
     services: BTreeMap<ServiceKey, CompiledService>,
     /// Who claims a Service address. The first by namespace and name has it, so that the order of arrival does not matter.
-    claims: BTreeMap<SocketAddr, BTreeSet<ServiceKey>>,
+    claims: BTreeMap<SocketAddr, Few<ServiceKey>>,
     pods: Pods,
     access: Access,
     reach: BTreeMap<CaptureAddr, Reach>,
@@ -161,7 +162,7 @@ impl Compiler {
     fn take_endpoints(&mut self, changed: &IrDelta, touched: &mut Touched) {
         for ((service, port), set) in &changed.endpoints {
             let users = self.cells.store(service, *port, set.clone());
-            touched.readiness.extend(users);
+            touched.readiness.extend(users.iter().cloned());
         }
     }
 
@@ -189,7 +190,7 @@ impl Compiler {
                 }
                 self.services.insert(key.clone(), compiled);
             } else {
-                self.cells.set_uses(key, BTreeSet::new());
+                self.cells.set_uses(key, Few::default());
             }
             touched.services.insert(key.clone());
             // A pod's plan names the protocol of the Services that it serves, and the plan itself of those without an address.

@@ -5,6 +5,7 @@ pub mod compile;
 pub mod diagnostic;
 pub mod endpoints;
 pub mod explain;
+pub mod few;
 pub mod inbound;
 pub mod ir;
 pub mod limits;

@@ -44,9 +44,10 @@ pub struct SliceEndpoint {
 impl EndpointSlice {
     /// Trims a slice.
     pub(crate) fn new(slice: v1::EndpointSlice, problems: &mut Problems) -> Self {
+        let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME_LABEL));
+        let service: Option<Arc<str>> = service.filter(|name| !name.is_empty()).map(|name| name.as_str().into());
         let meta = Meta::new(Kind::EndpointSlice, slice.metadata);
-        let service = meta.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty());
-        let service = service.map(|name| ServiceKey { namespace: meta.namespace.clone(), name: name.as_str().into() });
+        let service = service.map(|name| ServiceKey { namespace: meta.namespace.clone(), name });
         let v4 = match slice.address_type.as_str() {
             "IPv4" => true,
             "IPv6" => false,
@@ -67,7 +68,7 @@ impl EndpointSlice {
                 ports.push((port.name.unwrap_or_default().into(), number));
             }
         }
-        let mut endpoints = Vec::new();
+        let mut endpoints = Vec::with_capacity(slice.endpoints.len());
         for (index, endpoint) in slice.endpoints.into_iter().enumerate() {
             let field = format!("endpoints[{index}].addresses[0]");
             let Some(address) = endpoint.addresses.first() else {
@@ -94,6 +95,8 @@ impl EndpointSlice {
                 }),
             });
         }
+        // There may be tens of thousands.
+        ports.shrink_to_fit();
         Self { meta, service, ports, endpoints }
     }
 }

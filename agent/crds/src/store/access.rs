@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use weft_policy::names::{ServiceAccountKey, WorkloadId};
+use weft_policy::{
+    few::Few,
+    names::{ServiceAccountKey, WorkloadId},
+};
 
 use super::{Dirty, Name, ObjectStore};
 use crate::{
@@ -144,6 +147,6 @@ impl ObjectStore {
     }
 }
 
-fn listed(names: Option<&std::collections::BTreeSet<Name>>) -> Vec<Name> {
+fn listed(names: Option<&Few<Name>>) -> Vec<Name> {
     names.into_iter().flatten().map(|(namespace, name)| (Arc::clone(namespace), Arc::clone(name))).collect()
 }

@@ -1,61 +1,31 @@
 //! Which objects name which.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
-use weft_policy::names::{ServiceAccountKey, ServiceKey, WorkloadId};
+use weft_policy::{
+    few::Few,
+    names::{ServiceAccountKey, ServiceKey, WorkloadId},
+};
 
 use super::{
     Name,
     labels::{Labelled, Selectors},
+    mentions::Mentions,
 };
 use crate::{
-    core::{endpoint_slice::EndpointSlice, pod::Pod},
     object::Object,
     smi::traffic_target::{RouteKind, Subject, TrafficTarget},
 };
 
-/// How an EndpointSlice may name a pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Mention {
-    /// By its address.
-    Ip(IpAddr),
-    /// By namespace and name.
-    Name(Name),
-    /// By its UID.
-    Id(WorkloadId),
-}
-
-impl Mention {
-    /// Everything by which a pod may be named.
-    pub(crate) fn of_pod(pod: &Pod) -> impl Iterator<Item = Self> + '_ {
-        let name = (pod.meta.namespace.clone(), pod.meta.name.clone());
-        pod.ips.iter().copied().map(Self::Ip).chain([Self::Name(name), Self::Id(pod.id())])
-    }
-
-    /// Every way in which a slice names pods.
-    pub(crate) fn of_slice(slice: &EndpointSlice) -> impl Iterator<Item = Self> + '_ {
-        slice.endpoints.iter().flat_map(|endpoint| {
-            let pod = endpoint.pod.iter().flat_map(|(name, uid)| {
-                let name = Self::Name((slice.meta.namespace.clone(), name.clone()));
-                std::iter::once(name).chain(uid.clone().map(|uid| Self::Id(WorkloadId(uid))))
-            });
-            std::iter::once(Self::Ip(endpoint.ip)).chain(pod)
-        })
-    }
-}
-
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
-    pub(super) pods_by_id: BTreeMap<WorkloadId, BTreeSet<Name>>,
-    pub(super) pods_by_ip: BTreeMap<IpAddr, BTreeSet<Name>>,
-    pub(super) slices_by_service: BTreeMap<ServiceKey, BTreeSet<Name>>,
-    pub(super) slices_by_mention: BTreeMap<Mention, BTreeSet<Name>>,
-    pub(super) splits_by_root: BTreeMap<ServiceKey, BTreeSet<Name>>,
-    pub(super) splits_by_backend: BTreeMap<ServiceKey, BTreeSet<Name>>,
-    pub(super) splits_by_group: BTreeMap<Name, BTreeSet<Name>>,
+    pub(super) pods_by_id: BTreeMap<WorkloadId, Few<Name>>,
+    pub(super) pods_by_ip: BTreeMap<IpAddr, Few<Name>>,
+    pub(super) slices_by_service: BTreeMap<ServiceKey, Few<Name>>,
+    pub(super) slices_by_mention: Mentions,
+    pub(super) splits_by_root: BTreeMap<ServiceKey, Few<Name>>,
+    pub(super) splits_by_backend: BTreeMap<ServiceKey, Few<Name>>,
+    pub(super) splits_by_group: BTreeMap<Name, Few<Name>>,
     pub(super) pods_by_label: Labelled,
     pub(super) services_by_selector: Selectors,
     pub(super) access: AccessIndex,
@@ -63,13 +33,13 @@ pub(super) struct Index {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct AccessIndex {
-    pub(super) targets_by_account: BTreeMap<ServiceAccountKey, BTreeSet<Name>>,
-    pub(super) targets_by_destination_binding: BTreeMap<Name, BTreeSet<Name>>,
-    pub(super) targets_by_source_binding: BTreeMap<Name, BTreeSet<Name>>,
-    pub(super) targets_by_group: BTreeMap<Name, BTreeSet<Name>>,
-    pub(super) targets_by_tcp_route: BTreeMap<Name, BTreeSet<Name>>,
-    pub(super) targets_by_udp_route: BTreeMap<Name, BTreeSet<Name>>,
-    pub(super) bindings_by_account: BTreeMap<ServiceAccountKey, BTreeSet<Name>>,
+    pub(super) targets_by_account: BTreeMap<ServiceAccountKey, Few<Name>>,
+    pub(super) targets_by_destination_binding: BTreeMap<Name, Few<Name>>,
+    pub(super) targets_by_source_binding: BTreeMap<Name, Few<Name>>,
+    pub(super) targets_by_group: BTreeMap<Name, Few<Name>>,
+    pub(super) targets_by_tcp_route: BTreeMap<Name, Few<Name>>,
+    pub(super) targets_by_udp_route: BTreeMap<Name, Few<Name>>,
+    pub(super) bindings_by_account: BTreeMap<ServiceAccountKey, Few<Name>>,
     pub(super) binding_selectors: Selectors,
 }
 
@@ -80,6 +50,7 @@ impl Index {
         match object {
             Object::Pod(pod) => self.pods_by_label.insert(&name, &pod.meta.labels),
             Object::Service(service) => self.services_by_selector.insert(&name, 0, &service.selector),
+            Object::EndpointSlice(slice) => self.slices_by_mention.insert(&name, slice),
             Object::IdentityBinding(binding) => {
                 for (number, selector) in binding.selectors.iter().enumerate() {
                     self.access.binding_selectors.insert(&name, number, selector);
@@ -95,6 +66,7 @@ impl Index {
         match object {
             Object::Pod(pod) => self.pods_by_label.remove(&name, &pod.meta.labels),
             Object::Service(_) => self.services_by_selector.remove(&name, 0),
+            Object::EndpointSlice(slice) => self.slices_by_mention.remove(&name, slice),
             Object::IdentityBinding(binding) => {
                 for number in 0..binding.selectors.len() {
                     self.access.binding_selectors.remove(&name, number);
@@ -127,9 +99,6 @@ impl Index {
             Object::EndpointSlice(slice) => {
                 if let Some(service) = &slice.service {
                     change.make(&mut self.slices_by_service, service.clone(), &name);
-                }
-                for mention in Mention::of_slice(slice) {
-                    change.make(&mut self.slices_by_mention, mention, &name);
                 }
             }
             Object::TrafficSplit(split) => {
@@ -175,20 +144,20 @@ fn name_of(object: &Object) -> Name {
 }
 
 trait Change {
-    fn make<K: Ord>(&self, index: &mut BTreeMap<K, BTreeSet<Name>>, key: K, name: &Name);
+    fn make<K: Ord>(&self, index: &mut BTreeMap<K, Few<Name>>, key: K, name: &Name);
 }
 
 struct Add;
 struct Remove;
 
 impl Change for Add {
-    fn make<K: Ord>(&self, index: &mut BTreeMap<K, BTreeSet<Name>>, key: K, name: &Name) {
+    fn make<K: Ord>(&self, index: &mut BTreeMap<K, Few<Name>>, key: K, name: &Name) {
         index.entry(key).or_default().insert(name.clone());
     }
 }
 
 impl Change for Remove {
-    fn make<K: Ord>(&self, index: &mut BTreeMap<K, BTreeSet<Name>>, key: K, name: &Name) {
+    fn make<K: Ord>(&self, index: &mut BTreeMap<K, Few<Name>>, key: K, name: &Name) {
         if let Some(names) = index.get_mut(&key) {
             names.remove(name);
             if names.is_empty() {

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use weft_policy::few::Few;
+
 use super::Name;
 
 type Labels = BTreeMap<String, String>;
@@ -14,7 +16,7 @@ type Pair = (Arc<str>, String, String);
 /// Things with labels, by each of them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Labelled {
-    by_pair: BTreeMap<Pair, BTreeSet<Name>>,
+    by_pair: BTreeMap<Pair, Few<Name>>,
 }
 
 impl Labelled {
@@ -33,7 +35,7 @@ impl Labelled {
     /// Those of a namespace that have all of these labels, and maybe others that have not: the fewest that share one of them.
     pub(super) fn candidates(&self, namespace: &Arc<str>, selector: &Labels) -> impl Iterator<Item = &Name> {
         let of = |pair: Pair| self.by_pair.get(&pair);
-        let mut fewest: Option<&BTreeSet<Name>> = None;
+        let mut fewest: Option<&Few<Name>> = None;
         for found in pairs(namespace, selector).map(of) {
             // Nothing has this label, so nothing has all of them.
             let Some(found) = found else { return None.into_iter().flatten() };
@@ -46,7 +48,7 @@ impl Labelled {
 /// Things that select by labels, each under one label of its selector: whatever it selects has that one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selectors {
-    by_pair: BTreeMap<Pair, BTreeSet<(Name, usize)>>,
+    by_pair: BTreeMap<Pair, Few<(Name, usize)>>,
     /// Under which label each selector of a thing is kept.
     kept: BTreeMap<(Name, usize), Pair>,
 }
@@ -55,7 +57,7 @@ impl Selectors {
     /// Adds the selector of that number of a thing: under the label that the fewest are kept under, so that one that all share
     /// does not make every lookup a walk over all.
     pub(super) fn insert(&mut self, name: &Name, number: usize, selector: &Labels) {
-        let count = |pair: &Pair| self.by_pair.get(pair).map_or(0, BTreeSet::len);
+        let count = |pair: &Pair| self.by_pair.get(pair).map_or(0, Few::len);
         let Some(pair) = pairs(&name.0, selector).min_by_key(count) else { return };
         self.by_pair.entry(pair.clone()).or_default().insert((name.clone(), number));
         self.kept.insert((name.clone(), number), pair);
@@ -79,7 +81,7 @@ fn pairs<'a>(namespace: &'a Arc<str>, labels: &'a Labels) -> impl Iterator<Item 
     labels.iter().map(|(key, value)| (Arc::clone(namespace), key.clone(), value.clone()))
 }
 
-fn forget<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+fn forget<K: Ord, V: Ord>(index: &mut BTreeMap<K, Few<V>>, key: &K, value: &V) {
     if let Some(values) = index.get_mut(key) {
         values.remove(value);
         if values.is_empty() {

@@ -190,3 +190,39 @@ fn everything_gone_leaves_nothing_behind() {
     assert!(store.all().is_empty());
     assert_eq!(format!("{:?}", store.index), format!("{:?}", Index::default()), "no index keeps what is gone");
 }
+
+#[test]
+fn a_slice_touches_the_pods_that_it_names_and_no_others() {
+    let mut store = ObjectStore::default();
+    let pods = [("a", json!("u-a"), "10.0.0.1"), ("b", Value::Null, "10.0.0.2"), ("c", json!("u-c"), "10.0.0.3")];
+    let pods = pods.map(|(name, uid, ip)| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "uid": uid},
+            "status": {"phase": "Running", "podIP": ip}})
+    });
+    apply(&mut store, &pods);
+    let at = |ip: &str| json!({"addresses": [ip]});
+    let of = |ip: &str, name: &str, uid: Value| json!({"addresses": [ip], "targetRef": {"kind": "Pod", "name": name, "uid": uid}});
+    let cases = [
+        (vec![at("10.0.0.1")], vec!["u-a"], "by its address"),
+        (vec![of("10.0.0.1", "x", json!("u-x"))], vec![], "an address that is another pod's, as the slice has it"),
+        (vec![of("10.0.0.9", "x", json!("u-a"))], vec!["u-a"], "by its UID"),
+        (vec![of("10.0.0.9", "c", Value::Null)], vec!["u-c"], "by its name"),
+        (
+            vec![of("10.0.0.9", "b", json!("u-b")), at("10.0.0.3")],
+            vec!["shop/b", "u-c"],
+            "by its name, as it has no UID",
+        ),
+        (vec![], vec![], "none"),
+    ];
+    for (endpoints, expected, how) in cases {
+        let mut slice = slice("web-1", "web", "10.0.0.1");
+        slice["endpoints"] = endpoints.into();
+        let dirty = apply(&mut store, &[slice]);
+        for (name, id) in [("a", "u-a"), ("b", "shop/b"), ("c", "u-c")] {
+            let named = expected.contains(&id);
+            let pod = store.pod(&("shop".into(), name.into())).expect("a pod");
+            assert_eq!(store.slices_mentioning(pod).count(), usize::from(named), "{how}: {name}");
+            assert!(!named || dirty.workloads.contains(&pod.id()), "{how}: {name} in {dirty:?}");
+        }
+    }
+}

@@ -1,12 +1,10 @@
 //! The endpoint cells that plans share, and who uses them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     endpoints::{EndpointCell, EndpointSet},
+    few::Few,
     names::ServiceKey,
 };
 
@@ -17,14 +15,14 @@ pub(super) type CellKey = (ServiceKey, u16);
 pub(super) struct Cells {
     cells: BTreeMap<CellKey, Entry>,
     /// Which cells the plans of a Service name.
-    uses: BTreeMap<ServiceKey, BTreeSet<CellKey>>,
+    uses: BTreeMap<ServiceKey, Few<CellKey>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     cell: Arc<EndpointCell>,
     has_endpoints: bool,
-    users: BTreeSet<ServiceKey>,
+    users: Few<ServiceKey>,
 }
 
 impl Cells {
@@ -34,12 +32,7 @@ impl Cells {
     }
 
     /// Puts endpoints in place, and names the Services whose plans use them.
-    pub(super) fn store(
-        &mut self,
-        service: &ServiceKey,
-        port: u16,
-        set: Option<Arc<EndpointSet>>,
-    ) -> BTreeSet<ServiceKey> {
+    pub(super) fn store(&mut self, service: &ServiceKey, port: u16, set: Option<Arc<EndpointSet>>) -> Few<ServiceKey> {
         let key = (service.clone(), port);
         let entry = self.entry(&key);
         entry.has_endpoints = set.is_some();
@@ -50,12 +43,12 @@ impl Cells {
     }
 
     /// Says which cells the plans of a Service name from now on.
-    pub(super) fn set_uses(&mut self, service: &ServiceKey, keys: BTreeSet<CellKey>) {
+    pub(super) fn set_uses(&mut self, service: &ServiceKey, keys: Few<CellKey>) {
         let old = self.uses.remove(service).unwrap_or_default();
         for key in &keys {
             self.entry(key).users.insert(service.clone());
         }
-        for key in old.difference(&keys) {
+        for key in old.iter().filter(|key| !keys.contains(key)) {
             if let Some(entry) = self.cells.get_mut(key) {
                 entry.users.remove(service);
             }
@@ -70,7 +63,7 @@ impl Cells {
         self.cells.entry(key.clone()).or_insert_with(|| Entry {
             cell: Arc::new(EndpointCell::new(EndpointSet::default())),
             has_endpoints: false,
-            users: BTreeSet::new(),
+            users: Few::default(),
         })
     }
 

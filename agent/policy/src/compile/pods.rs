@@ -1,14 +1,10 @@
 //! What the pods' own addresses stand for.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::{
     diagnostic::{Diagnostic, Severity},
+    few::Few,
     ir::{MeshIr, ServiceIr, WorkloadIr, WorkloadState},
     names::{ObjectRef, ServiceKey, WorkloadId},
     plan::{AppProtocol, OutboundPlan, PodPlan, PodPort},
@@ -17,8 +13,8 @@ use crate::{
 /// Which pods claim an address, and which serve a Service.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
-    by_ip: BTreeMap<IpAddr, BTreeSet<WorkloadId>>,
-    by_service: BTreeMap<ServiceKey, BTreeSet<WorkloadId>>,
+    by_ip: BTreeMap<IpAddr, Few<WorkloadId>>,
+    by_service: BTreeMap<ServiceKey, Few<WorkloadId>>,
 }
 
 /// The addresses that a pod stands behind: none if they are its node's, or if it has ended and they may be another pod's.
@@ -75,7 +71,7 @@ impl Pods {
     }
 }
 
-fn forget<K: Ord>(index: &mut BTreeMap<K, BTreeSet<WorkloadId>>, key: &K, id: &WorkloadId) {
+fn forget<K: Ord>(index: &mut BTreeMap<K, Few<WorkloadId>>, key: &K, id: &WorkloadId) {
     if let Some(ids) = index.get_mut(key) {
         ids.remove(id);
         if ids.is_empty() {

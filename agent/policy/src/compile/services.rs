@@ -1,7 +1,7 @@
 //! The plans of one Service. What comes out as it was before is the very object that it was before, so that the workers'
 //! progress through a split and their hold on a plan outlive changes of something else.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{
     CompiledService,
@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     diagnostic::{Diagnostic, Severity},
+    few::Few,
     ir::{BackendIr, MatchIr, RouteIr, ServiceIr, ServicePortIr},
     matcher::{RouteMatcher, RuleProblem},
     names::{ObjectRef, ServiceKey},
@@ -22,7 +23,7 @@ pub(super) fn addresses(service: &ServiceIr) -> impl Iterator<Item = SocketAddr>
 }
 
 /// The cells that plans name.
-pub(super) fn cells(plans: &[Arc<OutboundPlan>]) -> BTreeSet<CellKey> {
+pub(super) fn cells(plans: &[Arc<OutboundPlan>]) -> Few<CellKey> {
     let splits = plans.iter().flat_map(|plan| plan.matched.iter().chain([&plan.otherwise]));
     splits.flat_map(|split| split.backends.iter()).map(|backend| (backend.service.clone(), backend.port)).collect()
 }
@@ -142,7 +143,7 @@ pub(super) fn diagnostic(problem: RuleProblem) -> Diagnostic {
 /// The Services that claim an address in vain.
 pub(super) fn address_conflicts(
     address: SocketAddr,
-    claims: &BTreeSet<ServiceKey>,
+    claims: &Few<ServiceKey>,
 ) -> impl Iterator<Item = Diagnostic> + '_ {
     let first = claims.first();
     claims.iter().skip(1).filter_map(move |loser| {
