@@ -13,10 +13,10 @@ use crate::{
 
 const BYTES_PER_MB: f64 = 1024.0 * 1024.0;
 
-/// One row in one round.
-#[derive(Clone, Copy, Debug, Default)]
+/// One row in one round, or the medians of all rounds. Times are in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// CPU time of the proxy for one request at saturation, microseconds.
+    /// CPU time of the proxy for one request at saturation. In the row without a proxy: of the backend.
     pub cpu_us_sat: f64,
     /// Of that, in user mode.
     pub cpu_user_us_sat: f64,
@@ -38,12 +38,34 @@ pub struct Sample {
     pub p99_us: f64,
     /// Requests a second at saturation.
     pub rps_max: f64,
-    /// How much of its core the proxy used at saturation.
+    /// How much of its core the proxy used at saturation; well below 1 means that the load generator was the limit.
     pub proxy_busy: f64,
-    /// Answers of the first backend.
+    /// Answers of the first backend, percent.
     pub share_percent: f64,
-    /// Requests that went wrong.
+    /// Requests that went wrong; of all rounds, where the others are medians.
     pub errors: u64,
+}
+
+impl Sample {
+    fn medians(rounds: &[Self]) -> Self {
+        let figure = |of: fn(&Self) -> f64| median(rounds.iter().map(of));
+        Self {
+            cpu_us_sat: figure(|round| round.cpu_us_sat),
+            cpu_user_us_sat: figure(|round| round.cpu_user_us_sat),
+            cpu_kernel_us_sat: figure(|round| round.cpu_kernel_us_sat),
+            cpu_us_2k: figure(|round| round.cpu_us_2k),
+            cpu_user_us_2k: figure(|round| round.cpu_user_us_2k),
+            cpu_kernel_us_2k: figure(|round| round.cpu_kernel_us_2k),
+            path_cpu_us_sat: figure(|round| round.path_cpu_us_sat),
+            path_cpu_us_2k: figure(|round| round.path_cpu_us_2k),
+            p50_us: figure(|round| round.p50_us),
+            p99_us: figure(|round| round.p99_us),
+            rps_max: figure(|round| round.rps_max),
+            proxy_busy: figure(|round| round.proxy_busy),
+            share_percent: figure(|round| round.share_percent),
+            errors: rounds.iter().map(|round| round.errors).sum(),
+        }
+    }
 }
 
 /// Memory of one row.
@@ -68,35 +90,14 @@ pub struct Measured {
     pub syscalls: Option<f64>,
 }
 
-/// A row of the report. Times are in microseconds, memory in MiB; figures are medians of `n` rounds.
+/// A row of the report. Memory is in MiB.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReportRow {
     /// Name.
     pub name: String,
-    /// CPU time of the proxy for one request at saturation. In the row without a proxy: of the backend.
-    pub cpu_us_sat: f64,
-    /// In user mode.
-    pub cpu_user_us_sat: f64,
-    /// In the kernel.
-    pub cpu_kernel_us_sat: f64,
-    /// CPU time for one request at 2,000 requests a second.
-    pub cpu_us_2k: f64,
-    /// In user mode.
-    pub cpu_user_us_2k: f64,
-    /// In the kernel.
-    pub cpu_kernel_us_2k: f64,
-    /// CPU time of client, proxy and backends for one request, at saturation.
-    pub path_cpu_us_sat: f64,
-    /// The same at 2,000 requests a second.
-    pub path_cpu_us_2k: f64,
-    /// Median latency at 2,000 requests a second.
-    pub p50_us: f64,
-    /// 99th percentile of it.
-    pub p99_us: f64,
-    /// Best rate.
-    pub rps_max: f64,
-    /// How much of its core the proxy used then; well below 1 means that the load generator was the limit.
-    pub proxy_busy: f64,
+    /// Medians of `n` rounds.
+    #[serde(flatten)]
+    pub medians: Sample,
     /// Resident without connections, with 1,000 and with 5,000.
     pub rss_idle_mb: Option<f64>,
     /// As above.
@@ -131,10 +132,6 @@ pub struct ReportRow {
     pub spread: f64,
     /// Smallest and largest value of each figure.
     pub ranges: BTreeMap<String, [f64; 2]>,
-    /// Answers of the first backend, percent.
-    pub share_percent: f64,
-    /// Requests that went wrong, in all rounds.
-    pub errors: u64,
 }
 
 /// The whole report.
@@ -160,14 +157,14 @@ impl Report {
         for (row, found) in measured {
             let envoy = row.envoy.and_then(find);
             let reported = report_row(row.name, found, envoy, find(DIRECT));
-            if reported.errors > 0 {
-                problems.push(format!("{}: {} requests went wrong", row.name, reported.errors));
+            if reported.medians.errors > 0 {
+                problems.push(format!("{}: {} requests went wrong", row.name, reported.medians.errors));
             }
             let wanted = f64::from(limits::FIRST_SHARE_PERCENT);
-            if row.splits && (reported.share_percent - wanted).abs() > limits::SHARE_TOLERANCE_PERCENT {
+            if row.splits && (reported.medians.share_percent - wanted).abs() > limits::SHARE_TOLERANCE_PERCENT {
                 problems.push(format!(
                     "{}: the first backend got {:.1} % of the requests, not {wanted} %",
-                    row.name, reported.share_percent
+                    row.name, reported.medians.share_percent
                 ));
             }
             rows.push(reported);
@@ -211,7 +208,6 @@ impl Report {
 
 fn report_row(name: &str, found: &Measured, envoy: Option<&Measured>, direct: Option<&Measured>) -> ReportRow {
     let samples = &found.samples;
-    let figure = |of: fn(&Sample) -> f64| median(samples.iter().map(of));
     let ratio = |to: Option<&Measured>, of: fn(&Sample) -> f64| {
         let pairs = samples.iter().zip(&to?.samples);
         Some(median(pairs.map(|(one, other)| of(one) / of(other))))
@@ -224,21 +220,10 @@ fn report_row(name: &str, found: &Measured, envoy: Option<&Measured>, direct: Op
     let spread_of = |name: &str, median: f64| {
         ranges.get(name).filter(|_| median > 0.0).map_or(0.0, |[min, max]| (max - min) / median)
     };
-    let (cpu_us_sat, cpu_us_2k) = (figure(|sample| sample.cpu_us_sat), figure(|sample| sample.cpu_us_2k));
+    let medians = Sample::medians(samples);
     ReportRow {
         name: name.to_owned(),
-        cpu_us_sat,
-        cpu_user_us_sat: figure(|sample| sample.cpu_user_us_sat),
-        cpu_kernel_us_sat: figure(|sample| sample.cpu_kernel_us_sat),
-        cpu_us_2k,
-        cpu_user_us_2k: figure(|sample| sample.cpu_user_us_2k),
-        cpu_kernel_us_2k: figure(|sample| sample.cpu_kernel_us_2k),
-        path_cpu_us_sat: figure(|sample| sample.path_cpu_us_sat),
-        path_cpu_us_2k: figure(|sample| sample.path_cpu_us_2k),
-        p50_us: figure(|sample| sample.p50_us),
-        p99_us: figure(|sample| sample.p99_us),
-        rps_max: figure(|sample| sample.rps_max),
-        proxy_busy: figure(|sample| sample.proxy_busy),
+        medians,
         rss_idle_mb: megabytes(|memory| memory.idle, |memory| Some(memory.rss)),
         rss_1k_mb: megabytes(|memory| memory.held_1k, |memory| Some(memory.rss)),
         rss_5k_mb: megabytes(|memory| memory.held_5k, |memory| Some(memory.rss)),
@@ -254,10 +239,8 @@ fn report_row(name: &str, found: &Measured, envoy: Option<&Measured>, direct: Op
         ratio_direct: ratio(direct, |sample| sample.path_cpu_us_2k),
         ratio_direct_p50: ratio(direct, |sample| sample.p50_us),
         n: samples.len(),
-        spread: spread_of("cpu_us_sat", cpu_us_sat).max(spread_of("cpu_us_2k", cpu_us_2k)),
+        spread: spread_of("cpu_us_sat", medians.cpu_us_sat).max(spread_of("cpu_us_2k", medians.cpu_us_2k)),
         ranges,
-        share_percent: figure(|sample| sample.share_percent),
-        errors: samples.iter().map(|sample| sample.errors).sum(),
     }
 }
 
@@ -276,15 +259,17 @@ type Column = (&'static str, fn(&ReportRow) -> String);
 
 const COST: [Column; 12] = [
     ("row", |row| row.name.clone()),
-    ("CPU µs/request, saturated", |row| format!("{:.1}", row.cpu_us_sat)),
-    ("user / kernel", |row| format!("{:.1} / {:.1}", row.cpu_user_us_sat, row.cpu_kernel_us_sat)),
+    ("CPU µs/request, saturated", |row| format!("{:.1}", row.medians.cpu_us_sat)),
+    ("user / kernel", |row| format!("{:.1} / {:.1}", row.medians.cpu_user_us_sat, row.medians.cpu_kernel_us_sat)),
     ("of Envoy", |row| ratio(row.ratio_envoy_sat)),
-    ("CPU µs @2k/s", |row| format!("{:.1}", row.cpu_us_2k)),
+    ("CPU µs @2k/s", |row| format!("{:.1}", row.medians.cpu_us_2k)),
     ("of Envoy", |row| ratio(row.ratio_envoy_2k)),
-    ("p50 / p99 µs @2k/s", |row| format!("{:.0} / {:.0}", row.p50_us, row.p99_us)),
+    ("p50 / p99 µs @2k/s", |row| format!("{:.0} / {:.0}", row.medians.p50_us, row.medians.p99_us)),
     ("p50 of direct", |row| ratio(row.ratio_direct_p50)),
     ("whole path of direct @2k/s", |row| ratio(row.ratio_direct)),
-    ("best requests/s (proxy core busy)", |row| format!("{:.0}k ({:.0} %)", row.rps_max / 1e3, row.proxy_busy * 100.0)),
+    ("best requests/s (proxy core busy)", |row| {
+        format!("{:.0}k ({:.0} %)", row.medians.rps_max / 1e3, row.medians.proxy_busy * 100.0)
+    }),
     ("system calls", |row| row.syscalls.map_or_else(|| "–".to_owned(), |count| format!("{count:.1}"))),
     ("n, spread", |row| format!("{}, {:.0} %", row.n, row.spread * 100.0)),
 ];

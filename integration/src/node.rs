@@ -195,6 +195,8 @@ impl Node {
     /// Connects a pod's namespace by a veth pair, and routes its addresses there.
     pub(crate) fn connect(&self, pod: &Namespace, number: u32, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> Result<()> {
         let device = format!("pod{number}");
+        // Nobody else is on the link. An address that is still being tried comes into force later, as a change that nobody made.
+        command::output(pod.command("sysctl").args(["-qw", "net.ipv6.conf.default.accept_dad=0"]))?;
         let mut node_side = String::new();
         writeln!(node_side, "link add {device} type veth peer name eth0 netns {}", pod.name())?;
         writeln!(node_side, "addr add {GATEWAY_IPV4}/32 dev {device}")?;

@@ -66,7 +66,7 @@ fn the_json_has_the_keys_that_readers_know() {
 fn figures_are_medians_and_ratios_are_taken_round_by_round() {
     let report = report();
     let weft = report.row(WEFT).expect("weft");
-    assert_eq!(weft.cpu_us_sat, 18.0);
+    assert_eq!(weft.medians.cpu_us_sat, 18.0);
     // 20/40, 10/40, 18/30.
     assert_eq!(weft.ratio_envoy_sat, Some(0.5));
     assert_eq!(weft.ratio_direct_p50, Some(3.6));

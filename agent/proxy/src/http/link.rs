@@ -12,8 +12,9 @@ use weft_policy::{endpoints::Endpoint, names::ServiceKey, snapshot::PlanHandle};
 
 use crate::{
     balance::EndpointLoad,
+    drain::Phase,
     early::Early,
-    flows::{Flow, bump},
+    flows::{Flow, FlowProtocol, bump},
     http::{body::Meter, upgrade::Upgrade, wire::Turn, wire2::Session},
     limits,
     metrics::{RequestCells, StatusClass},
@@ -66,8 +67,17 @@ impl OneByOne {
     }
 }
 
+/// How hyper's part of a client connection came to its end.
+pub(crate) enum Outcome {
+    /// hyper is done.
+    Done(hyper::Result<()>),
+    /// The worker asked for it.
+    Told(Phase),
+}
+
 impl Link {
-    pub(crate) fn new(
+    /// Begins with a connection that turned out to be HTTP.
+    pub(crate) fn open(
         worker: Rc<Worker>,
         pod: Rc<Pod>,
         flow: Rc<Flow>,
@@ -75,6 +85,12 @@ impl Link {
         downstream: Downstream,
         early: Option<Early>,
     ) -> Self {
+        flow.protocol.set(match downstream {
+            Downstream::Http1(_) => FlowProtocol::Http,
+            Downstream::Http2(_) => FlowProtocol::Http2,
+        });
+        let service = flow.service.borrow().as_ref().map(|(service, _)| service.clone());
+        flow.open(pod.cells.connections(flow.direction, service.as_ref(), None));
         Self {
             worker,
             pod,

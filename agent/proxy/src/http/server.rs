@@ -12,11 +12,11 @@ use crate::{
     dial,
     drain::Phase,
     early::Early,
-    flows::{Flow, FlowEntry, FlowProtocol},
+    flows::{Flow, FlowEntry},
     http::{
         body::ResponseBody,
         exchange::exchange,
-        link::{Downstream, Link, OneByOne, Record},
+        link::{Downstream, Link, OneByOne, Outcome, Record},
         upgrade,
         wire::{Waiting, Wire},
     },
@@ -48,14 +48,6 @@ impl Service<Request<Incoming>> for Requests {
 
 type Connection = http1::Connection<TokioIo<Wire>, Requests>;
 
-/// How hyper's part of the connection came to its end.
-enum Outcome {
-    /// hyper is done.
-    Done(hyper::Result<()>),
-    /// The worker asked for it.
-    Told(Phase),
-}
-
 /// Serves the connection until it ends.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
@@ -66,12 +58,9 @@ pub(crate) async fn serve(
     early: Option<Early>,
 ) {
     let flow = &entry.flow;
-    flow.protocol.set(FlowProtocol::Http);
-    let service = flow.service.borrow().as_ref().map(|(service, _)| service.clone());
-    flow.open(pod.cells.connections(flow.direction, service.as_ref(), None));
     let one = Rc::new(OneByOne::new(stream));
     let downstream = Downstream::Http1(Rc::clone(&one));
-    let link = Rc::new(Link::new(Rc::clone(&worker), pod, Rc::clone(flow), plan, downstream, early));
+    let link = Rc::new(Link::open(Rc::clone(&worker), pod, Rc::clone(flow), plan, downstream, early));
     let wire = Wire::new(Rc::clone(flow), Rc::clone(&one.turn), worker.config.clone(), worker.metrics.clone());
     let mut connection = http1::Builder::new()
         .half_close(false)

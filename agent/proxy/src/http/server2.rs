@@ -18,12 +18,12 @@ use crate::{
     dial,
     drain::Phase,
     early::Early,
-    flows::{Flow, FlowEntry, FlowProtocol},
+    flows::{Flow, FlowEntry},
     http::{
         body::{Meter, ResponseBody},
         exchange::exchange,
         frames::code,
-        link::{Downstream, Link, Record},
+        link::{Downstream, Link, Outcome, Record},
         wire2::{Session, Waiting, Wire},
     },
     limits,
@@ -92,14 +92,6 @@ async fn answered<F: Future<Output = ()>>(task: F, meter: Rc<Meter>, link: Rc<Li
 
 type Connection = http2::Connection<TokioIo<Wire>, Requests, Tasks>;
 
-/// How hyper's part of the connection came to its end.
-enum Outcome {
-    /// hyper is done.
-    Done(hyper::Result<()>),
-    /// The worker asked for it.
-    Told(Phase),
-}
-
 /// Serves the connection until it ends.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
@@ -110,12 +102,9 @@ pub(crate) async fn serve(
     early: Option<Early>,
 ) {
     let flow = &entry.flow;
-    flow.protocol.set(FlowProtocol::Http2);
-    let service = flow.service.borrow().as_ref().map(|(service, _)| service.clone());
-    flow.open(pod.cells.connections(flow.direction, service.as_ref(), None));
     let session = Rc::new(Session::new(Rc::clone(flow), worker.config.clone(), worker.metrics.clone(), stream));
     let downstream = Downstream::Http2(Rc::clone(&session));
-    let link = Rc::new(Link::new(Rc::clone(&worker), pod, Rc::clone(flow), plan, downstream, early));
+    let link = Rc::new(Link::open(Rc::clone(&worker), pod, Rc::clone(flow), plan, downstream, early));
     let tasks = Tasks { link: Rc::clone(&link), session: Rc::clone(&session) };
     let mut connection = http2::Builder::new(tasks)
         .max_concurrent_streams(limits::H2_STREAMS_MAX)

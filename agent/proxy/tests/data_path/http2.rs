@@ -374,9 +374,12 @@ async fn nothing_is_left_when_everybody_has_gone() {
         assert_eq!(client.ask(post("/"), Some("x")).await.text(), "x");
     }
     until("no upstream connection is left", || mesh.capture.leases.load(Ordering::SeqCst) == 0).await;
-    while !mesh.proxy().flows(10).await.is_empty() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    let all_gone = async {
+        while !mesh.proxy().flows(10).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all_gone).await.expect("no flow is left");
 }
 
 #[tokio::test]
