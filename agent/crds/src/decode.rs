@@ -16,8 +16,22 @@ pub(crate) struct FieldError {
 
 impl FieldError {
     pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self {
+            field: shortened(field.into(), limits::FIELD_BYTES_MAX),
+            message: shortened(message.into(), limits::MESSAGE_BYTES_MAX),
+        }
     }
+}
+
+/// A text that may quote what an object says, and so be as long as an object: its beginning, with how much is left out.
+pub(crate) fn shortened(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        let left_out = text.len() - end;
+        text.truncate(end);
+        text.push_str(&format!("... ({left_out} bytes more)"));
+    }
+    text
 }
 
 /// Everything that is wrong with one object.

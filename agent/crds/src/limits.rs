@@ -6,3 +6,9 @@ pub const LIST_DEPTH_MAX: usize = 4;
 pub const NAME_BYTES_MAX: usize = 253;
 /// Longest name of a namespace, a Service or a port, in bytes (RFC 1123 label).
 pub const LABEL_BYTES_MAX: usize = 63;
+/// Longest path of a field in what is said of an object, in bytes: names of headers and of unknown fields are part of it.
+pub const FIELD_BYTES_MAX: usize = 256;
+/// Longest message about one field, in bytes; it may quote the field.
+pub const MESSAGE_BYTES_MAX: usize = 1024;
+/// Longest message about one object, in bytes. A condition of a Kubernetes object may hold 32768.
+pub const OBJECT_MESSAGE_BYTES_MAX: usize = 4096;

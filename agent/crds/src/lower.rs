@@ -9,7 +9,10 @@ use weft_policy::{
     names::ObjectRef,
 };
 
-use crate::store::{Dirty, ObjectStore};
+use crate::{
+    decode, limits,
+    store::{Dirty, ObjectStore},
+};
 
 mod access;
 mod endpoints;
@@ -98,6 +101,8 @@ impl Findings {
     }
 
     fn push(&mut self, severity: Severity, object: &ObjectRef, code: &'static str, (field, message): (String, String)) {
+        let field = decode::shortened(field, limits::FIELD_BYTES_MAX);
+        let message = decode::shortened(message, limits::MESSAGE_BYTES_MAX);
         self.found.push(Diagnostic { object: object.clone(), severity, code, field, message });
     }
 

@@ -74,16 +74,22 @@ pub fn parse(document: &Value) -> Parsed {
 pub fn parse_as(kind: Kind, version: &str, document: &Value) -> Result<Object, ParseError> {
     object(kind, version, document).map_err(|problems| {
         let fields = Box::new(FieldProblems::new(&problems, ""));
-        let mut problems = problems.into_iter();
-        let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
-        let mut message = first.message;
-        for problem in problems {
-            message.push_str(&format!("; {}: {}", problem.field, problem.message));
-        }
+        let (field, message) = summed(problems, "");
         let key = key(kind, document);
         let object = key.as_ref().map_or_else(|| kind.as_str().to_owned(), ToString::to_string);
-        ParseError { key, object, field: first.field, message, fields }
+        ParseError { key, object, field, message, fields }
     })
+}
+
+/// The first field, and what is wrong with it and all others.
+fn summed(problems: Problems, path: &str) -> (String, String) {
+    let mut problems = problems.into_iter();
+    let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
+    let mut message = first.message;
+    for problem in problems {
+        message.push_str(&format!("; {path}{}: {}", problem.field, problem.message));
+    }
+    (first.field, decode::shortened(message, limits::OBJECT_MESSAGE_BYTES_MAX))
 }
 
 fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
@@ -92,7 +98,7 @@ fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
     }
     let error = |field: &str, message: String| ParseError {
         key: None,
-        object: describe(document),
+        object: decode::shortened(describe(document), limits::MESSAGE_BYTES_MAX),
         field: format!("{path}{field}"),
         fields: Box::new(FieldProblems(vec![(format!("{path}{field}"), message.clone())])),
         message,
@@ -134,13 +140,8 @@ fn add(document: &Value, path: &str, depth: usize, parsed: &mut Parsed) {
             Ok(object) => parsed.objects.push((object, document.clone())),
             Err(problems) => {
                 let fields = Box::new(FieldProblems::new(&problems, path));
-                let mut problems = problems.into_iter();
-                let first = problems.next().unwrap_or_else(|| FieldError::new("", "cannot be used"));
-                let mut message = first.message;
-                for problem in problems {
-                    message.push_str(&format!("; {path}{}: {}", problem.field, problem.message));
-                }
-                parsed.errors.push(ParseError { key: key(kind, document), fields, ..error(&first.field, message) });
+                let (field, message) = summed(problems, path);
+                parsed.errors.push(ParseError { key: key(kind, document), fields, ..error(&field, message) });
             }
         },
         Recognised::Ignored => parsed.ignored.push(describe(document)),
