@@ -1,10 +1,13 @@
-//! What is generated from the kinds: CustomResourceDefinitions (`cargo xtask gen` writes them to `manifests/weft/crds`).
+//! What is generated from the kinds: CustomResourceDefinitions (`cargo xtask gen` writes them to `manifests/weft/crds`), and a page that
+//! says what is made of each field ([`reference`]).
 //!
 //! One schema serves every version of a kind, and versions are not converted (`conversion: None`): a published manifest of any
 //! version is accepted as it is, and no webhook stands between a cluster and its policy. What a schema cannot say, [`crate::parse`]
 //! says, and the object's status carries it.
 
 use serde_json::{Value, json};
+
+pub mod reference;
 
 mod access;
 mod schema;
