@@ -223,7 +223,7 @@ impl Source {
         if let Some(path) = &args.source.manifests {
             return Ok(Self::Directory(Box::new(Directory::new(path)), path.clone()));
         }
-        let client = kube::connect(args.source.kubeconfig.as_deref()).await?;
+        let client = kube::connect(args.source.kubeconfig.as_deref(), args.api_lost_after()).await?;
         kube::health::register(registry, sources)?;
         Ok(Self::Cluster(Box::new(Cluster::watch(&client, &args.node, sources)), client))
     }

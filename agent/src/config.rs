@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{probe::Question, telemetry::LogFormat};
+use crate::{limits, probe::Question, telemetry::LogFormat};
 
 /// weft's node agent: captures the connections of this node's pods with eBPF and carries them as policy says.
 #[derive(Debug, Parser)]
@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// Where objects come from.
     #[command(flatten)]
     pub source: SourceArgs,
+    /// A connection to the API server without a sign of life for so long counts as lost, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = limits::KUBE_LOST_AFTER_S, value_parser = clap::value_parser!(u64).range(limits::KUBE_LOST_AFTER_S_MIN..=limits::KUBE_LOST_AFTER_S_MAX), env = "WEFT_API_LOST_AFTER_S")]
+    pub api_lost_after_s: u64,
     /// Name of this node: pods whose spec.nodeName equals it are captured.
     #[arg(long, value_name = "NAME", env = "WEFT_NODE")]
     pub node: String,
@@ -81,6 +84,12 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// After how long a connection to the API server without a sign of life counts as lost.
+    #[must_use]
+    pub fn api_lost_after(&self) -> Duration {
+        Duration::from_secs(self.api_lost_after_s)
+    }
+
     /// How long connections may go on after a stop or hand-over.
     #[must_use]
     pub fn drain_timeout(&self) -> Duration {

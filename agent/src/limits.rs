@@ -54,12 +54,14 @@ pub const KUBE_PAGE_OBJECTS: u32 = 250;
 pub const KUBE_REQUEST_TIMEOUT: Duration = Duration::from_secs(65);
 /// How long a connection to the API server may take to be made.
 pub const KUBE_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Silence on a connection to the API server after which the kernel asks whether it is still there.
-pub const KUBE_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-/// How often it asks again.
-pub const KUBE_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it asks before the connection is given up: a half-open one is found within 45 s.
-pub const KUBE_KEEPALIVE_PROBES: u32 = 3;
+/// How long a connection to the API server may be without a sign of life, seconds (client-go: 30 s until an HTTP/2 ping, and 15 s for its answer).
+pub const KUBE_LOST_AFTER_S: u64 = 45;
+/// The shortest that it can be set to: a busy API server takes its time.
+pub const KUBE_LOST_AFTER_S_MIN: u64 = 3;
+/// The longest that it can be set to.
+pub const KUBE_LOST_AFTER_S_MAX: u64 = 60;
+/// Into so many parts that time is divided: the kernel asks after each, HTTP/2 before the last.
+pub const KUBE_SIGNS_ASKED_FOR: u32 = 3;
 /// How long a watch lasts before the API server ends it, seconds (client-go's reflector: 5 to 10 minutes).
 pub const KUBE_WATCH_S: u32 = 290;
 /// How long a watch may be silent. An API server sends a bookmark about every minute (apiserver cacher, `defaultBookmarkFrequency`), so

@@ -3,7 +3,7 @@
 //! What is known stays in force while the API server is away or answers nonsense. A list replaces all objects of its kind in one change,
 //! so a deletion that nobody saw is applied, and nothing that is the same is touched.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use kube::{
     Client,
@@ -53,6 +53,12 @@ pub enum KubeError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// What the kubeconfig file says of the certificate.
+    #[error("tls-server-name: {name:?} is no name that a certificate can have")]
+    ServerName {
+        /// The name.
+        name: String,
+    },
 }
 
 /// What a watch has to say.
@@ -75,11 +81,12 @@ struct Seen {
     note: Option<Note>,
 }
 
-/// A client for the API server that a file names, or for that of the cluster around this process.
+/// A client for the API server that a file names, or for that of the cluster around this process. Its connections are given up after
+/// `lost_after` without a sign of life.
 ///
 /// # Errors
 /// When the file or the credentials cannot be used. Whether the API server answers is not asked.
-pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubeError> {
+pub async fn connect(kubeconfig: Option<&Path>, lost_after: Duration) -> Result<Client, KubeError> {
     let config = match kubeconfig {
         Some(path) => {
             let error = |source| KubeError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
@@ -88,8 +95,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubeError> {
         }
         None => Config::incluster().map_err(|error| KubeError::InCluster(Box::new(error)))?,
     };
-    let url = config.cluster_url.to_string();
-    client::build(config).map_err(|source| KubeError::Client { url, source: Box::new(source) })
+    client::build(config, lost_after)
 }
 
 /// The objects of a cluster, as far as they concern one node.

@@ -130,7 +130,13 @@ impl Reflector {
                     if news {
                         tracing::warn!(kind = self.resource.kind.as_str(), reason = %failure.reason, error = failure.message, "objects cannot be read; what is known stays in force");
                     }
-                    backoff.next(failure.retry_after)
+                    let pause = backoff.next(failure.retry_after);
+                    if failure.retry_after.is_some() {
+                        // Whoever gets through meanwhile changes nothing: it is this request that the API server does not want yet.
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                    pause
                 }
             };
             // Asked for before the pause: a wake-up in between is not lost.
