@@ -51,6 +51,8 @@ pub struct AgentOptions {
     pub workers: Option<u16>,
     /// How long connections may go on after a stop, seconds.
     pub drain_timeout_s: u64,
+    /// Further arguments of its command line.
+    pub arguments: Vec<String>,
     /// Its log level.
     pub log: String,
     /// Its directory in bpffs, if not the node's.
@@ -65,6 +67,7 @@ impl Default for AgentOptions {
             metrics_addr: SocketAddr::from(([127, 0, 0, 1], 15020)),
             workers: None,
             drain_timeout_s: 5,
+            arguments: Vec::new(),
             log: "info".to_owned(),
             bpf_dir: None,
             log_on_drop: true,
@@ -414,6 +417,7 @@ pub fn run_command_from(node: &Node, source: Source<'_>, options: &AgentOptions)
     if let Some(workers) = options.workers {
         command.args(["--workers", &workers.to_string()]);
     }
+    command.args(&options.arguments);
     Ok(command)
 }
 

@@ -5,8 +5,13 @@
 
 pub mod cluster;
 pub mod controllers;
+pub mod door;
+pub mod faults;
 pub mod server;
+pub mod shop;
 pub mod tools;
 
 pub use cluster::{Cluster, ClusterPod};
+pub use door::{Door, Way};
+pub use faults::{Fault, Faults};
 pub use server::{Answer, ApiServer, Request};

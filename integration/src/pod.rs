@@ -16,7 +16,7 @@ use crate::{
     namespace::{self, Namespace},
     node::Node,
     process::Process,
-    slot, testpod, wait,
+    slot, testpod,
 };
 
 /// What a pod is to be.
@@ -288,12 +288,7 @@ impl Server {
     /// # Errors
     /// When it does not answer.
     pub fn stats(&self) -> Result<testpod::ServerStats> {
-        let text = wait::until("the server's statistics", limits::HTTP_TIMEOUT, || {
-            let stream = std::os::unix::net::UnixStream::connect(&self.control)?;
-            let text = std::io::read_to_string(stream)?;
-            Ok((!text.is_empty()).then_some(text))
-        })?;
-        serde_json::from_str(&text).context("cannot read the server's statistics")
+        testpod::control::ask(&self.control)
     }
 
     /// Process id.

@@ -37,12 +37,21 @@ type Key = (String, String);
 pub struct ClusterPod {
     // Ended before their pod.
     containers: Vec<Process>,
+    control: PathBuf,
     _pause: Process,
     /// Its network namespace and cgroup.
     pub pod: Pod,
 }
 
 impl ClusterPod {
+    /// What the test application in it has seen.
+    ///
+    /// # Errors
+    /// When there is none, or it does not answer.
+    pub fn stats(&self) -> Result<testpod::ServerStats> {
+        testpod::control::ask(&self.control)
+    }
+
     /// Process id of the application; none in a pod that only waits.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -271,19 +280,20 @@ impl Cluster {
         let mut sleep = pod.command("sleep");
         sleep.arg("infinity");
         let pause = pod.spawn(sleep)?;
+        let control = self.node.state_dir().join(format!("{namespace}.{name}.sock"));
         let mut containers = Vec::new();
         for container in object.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten() {
-            containers.extend(self.start_container(&pod, container)?);
+            containers.extend(self.start_container(&pod, container, &control)?);
         }
-        Ok(ClusterPod { containers, _pause: pause, pod })
+        Ok(ClusterPod { containers, control, _pause: pause, pod })
     }
 
-    fn start_container(&self, pod: &Pod, container: &Value) -> Result<Option<Process>> {
+    fn start_container(&self, pod: &Pod, container: &Value, control: &Path) -> Result<Option<Process>> {
         let image = text(container, "/image");
         let mut command = pod.testpod()?;
         match image.split(':').next().unwrap_or_default() {
             PAUSE_IMAGE => return Ok(None),
-            TESTPOD_IMAGE => command.args(["serve", "--name", pod.name()]),
+            TESTPOD_IMAGE => command.args(["serve", "--name", pod.name(), "--control"]).arg(control),
             CONFORMANCE_IMAGE => command.arg("conformance").arg("--hosts").arg(self.hosts_file()),
             _ => bail!("the harness has no image {image:?}"),
         };

@@ -23,11 +23,13 @@ const PROXY_PORT: u16 = 8001;
 /// Addresses of Services where `kube-apiserver` hands them out and checks them: all that tests use. Its own Service gets the first.
 const SERVICE_RANGES: &str = "10.72.0.0/13,fd78::/108";
 /// Who may ask. The token is the name.
-pub const USERS: [&str; 2] = [ADMIN, AGENT];
+pub const USERS: [&str; 3] = [ADMIN, AGENT, SECOND_AGENT];
 /// The user of kubectl and of the harness.
 pub const ADMIN: &str = "admin";
 /// The user of the agent.
 pub const AGENT: &str = "weft-agent";
+/// The user of another node's agent. In a cluster they all have one, but then nobody could tell who asked.
+pub const SECOND_AGENT: &str = "weft-agent-b";
 
 /// An API server with its own etcd, for one node. All of it goes with this value.
 #[derive(Debug)]
@@ -92,7 +94,8 @@ impl ApiServer {
         etcd.args(["--unsafe-no-fsync", "--log-level", "error"]);
         let etcd = Process::start(etcd, &dir.join("etcd.log"))?;
         for user in USERS {
-            fs::write(kubeconfig(&dir, user), config_of(&dir, user)).context("cannot write a kubeconfig")?;
+            fs::write(kubeconfig(&dir, user), config_of(&dir, user, &format!("https://127.0.0.1:{API_PORT}")))
+                .context("cannot write a kubeconfig")?;
         }
         let server = start_server(node, &tools, &dir)?;
         // The harness' own way in: no TLS, and no start of kubectl for each request.
@@ -114,10 +117,26 @@ impl ApiServer {
         kubeconfig(&self.dir, user)
     }
 
+    /// A kubeconfig for a user that leads to `url`, called `way`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig_through(&self, user: &str, way: &str, url: &str) -> Result<PathBuf> {
+        let path = self.dir.join(format!("{user}.{way}.kubeconfig"));
+        fs::write(&path, config_of(&self.dir, user, url)).context("cannot write a kubeconfig")?;
+        Ok(path)
+    }
+
     /// Where the API server listens, in the node's namespace.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, API_PORT))
+    }
+
+    /// Where the harness asks it, as admin and without TLS.
+    #[must_use]
+    pub fn plain_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, PROXY_PORT))
     }
 
     /// The API server's process id.
@@ -206,7 +225,7 @@ impl ApiServer {
     /// # Errors
     /// When there is no answer. An answer that says no is no error.
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PROXY_PORT));
+        let address = self.plain_address();
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let text = body.map(Value::to_string);
         let body = text.as_deref().map(|text| (kind, text));
@@ -379,14 +398,14 @@ fn kubeconfig(dir: &Path, user: &str) -> PathBuf {
     dir.join(format!("{user}.kubeconfig"))
 }
 
-fn config_of(dir: &Path, user: &str) -> String {
+fn config_of(dir: &Path, user: &str, url: &str) -> String {
     // JSON is YAML.
     json!({
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "harness",
         "clusters": [{"name": "harness", "cluster": {
-            "server": format!("https://127.0.0.1:{API_PORT}"), "certificate-authority": certificate(dir)}}],
+            "server": url, "certificate-authority": certificate(dir)}}],
         "users": [{"name": user, "user": {"token": user}}],
         "contexts": [{"name": "harness", "context": {"cluster": "harness", "user": user}}],
     })

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use tokio::io::AsyncWriteExt;
 
 use super::{PortStats, ServerStats};
+use crate::{limits, wait};
 
 /// Shared by all connections of a server.
 #[derive(Clone, Debug)]
@@ -63,6 +64,19 @@ pub async fn serve(path: PathBuf, counters: Counters) -> Result<()> {
         // Whoever asked may have gone.
         stream.write_all(&text).await.ok();
     }
+}
+
+/// Asks for the counters; nothing is added to what the network saw.
+///
+/// # Errors
+/// When nobody answers.
+pub fn ask(path: &Path) -> Result<ServerStats> {
+    let text = wait::until("the server's statistics", limits::HTTP_TIMEOUT, || {
+        let stream = std::os::unix::net::UnixStream::connect(path)?;
+        let text = std::io::read_to_string(stream)?;
+        Ok((!text.is_empty()).then_some(text))
+    })?;
+    serde_json::from_str(&text).context("cannot read the server's statistics")
 }
 
 /// The peer's address, IPv4 as such.
