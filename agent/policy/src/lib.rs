@@ -13,6 +13,7 @@ pub mod matcher;
 pub mod names;
 pub mod pattern;
 pub mod plan;
+pub mod shared_map;
 pub mod snapshot;
 pub mod split;
 pub mod view;

@@ -1,7 +1,6 @@
 //! All plans of one generation, and how a connection follows its own.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -15,6 +14,7 @@ use crate::{
     inbound::InboundPlan,
     names::{Generation, ServiceKey, WorkloadId},
     plan::{Destination, OutboundPlan, PodPlan},
+    shared_map::SharedMap,
 };
 
 /// All plans of one generation. Immutable; what did not change is shared with the snapshot before.
@@ -23,13 +23,13 @@ pub struct Snapshot {
     /// Which one this is.
     pub generation: Generation,
     /// By Service, each port in ascending order.
-    pub services: BTreeMap<ServiceKey, Arc<[Arc<OutboundPlan>]>>,
+    pub services: SharedMap<ServiceKey, Arc<[Arc<OutboundPlan>]>>,
     /// By Service address and port.
-    pub addresses: HashMap<SocketAddr, Arc<OutboundPlan>>,
+    pub addresses: SharedMap<SocketAddr, Arc<OutboundPlan>>,
     /// By pod address.
-    pub pods: HashMap<IpAddr, Arc<PodPlan>>,
+    pub pods: SharedMap<IpAddr, Arc<PodPlan>>,
     /// By workload, for those of this node.
-    pub inbound: HashMap<WorkloadId, Arc<InboundPlan>>,
+    pub inbound: SharedMap<WorkloadId, Arc<InboundPlan>>,
 }
 
 impl Snapshot {

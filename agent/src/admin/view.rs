@@ -198,7 +198,10 @@ pub fn services(shared: &Shared, learnt: &[LearntRow]) -> Vec<api::Service> {
 /// `GET /routes`.
 #[must_use]
 pub fn routes(shared: &Shared) -> Vec<api::ServiceRoutes> {
-    shared.snapshots.load().services.values().flat_map(|plans| plans.iter()).map(|plan| service_routes(plan)).collect()
+    let snapshot = shared.snapshots.load();
+    let mut services: Vec<_> = snapshot.services.iter().collect();
+    services.sort_unstable_by_key(|(key, _)| *key);
+    services.into_iter().flat_map(|(_, plans)| plans.iter()).map(|plan| service_routes(plan)).collect()
 }
 
 fn service_routes(plan: &OutboundPlan) -> api::ServiceRoutes {

@@ -224,7 +224,7 @@ impl Mesh {
         change(&mut snapshot);
         let next = Snapshot {
             generation: Generation(self.generation.fetch_add(1, Ordering::SeqCst) + 1),
-            services: BTreeMap::new(),
+            services: snapshot.services.clone(),
             addresses: snapshot.addresses.clone(),
             pods: snapshot.pods.clone(),
             inbound: snapshot.inbound.clone(),
