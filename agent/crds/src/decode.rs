@@ -63,6 +63,14 @@ pub(crate) fn ip(text: &str, field: &str, problems: &mut Problems) -> Option<IpA
     ip
 }
 
+/// A text in quotes, as much of it as a message needs.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(limits::QUOTED_CHARS_MAX) {
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
 /// Whether a name is an RFC 1123 label: what namespaces and Services are called.
 pub(crate) fn is_label(name: &str) -> bool {
     let alphanumeric = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());

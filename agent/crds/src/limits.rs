@@ -2,6 +2,8 @@
 
 /// How deep Lists may hold Lists.
 pub const LIST_DEPTH_MAX: usize = 4;
+/// Characters of a text that a message repeats: an object may have a megabyte in one field.
+pub const QUOTED_CHARS_MAX: usize = 256;
 /// Longest name of an object, in bytes (RFC 1123 subdomain, as the API server has it).
 pub const NAME_BYTES_MAX: usize = 253;
 /// Longest name of a namespace, a Service or a port, in bytes (RFC 1123 label).

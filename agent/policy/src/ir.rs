@@ -52,7 +52,7 @@ pub struct RouteIr {
 }
 
 /// One condition on a request: all that is given must hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct MatchIr {
     /// The object and match name that it came from.
     pub origin: ObjectRef,

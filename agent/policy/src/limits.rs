@@ -25,6 +25,8 @@ pub const SPLIT_BACKENDS_MAX: usize = 128;
 pub const ROUTES_PER_SERVICE_MAX: usize = 256;
 /// Most matches of one route.
 pub const MATCHES_PER_ROUTE_MAX: usize = 256;
+/// Most headers of one match: each is looked for in every request that gets so far.
+pub const HEADERS_PER_MATCH_MAX: usize = 64;
 /// Most sources of one TrafficTarget, and most SPIFFE identities of one IdentityBinding.
 pub const ACCESS_SOURCES_MAX: usize = 4096;
 /// Most rules of one TrafficTarget.
@@ -35,6 +37,9 @@ pub const ACCESS_PORTS_MAX: usize = 1024;
 pub const ACCESS_SELECTORS_MAX: usize = 64;
 /// Most TrafficTargets that grant something at one destination; those after it, by age and name, select and grant nothing.
 pub const GRANTS_PER_DESTINATION_MAX: usize = 1024;
+/// Most bytes of automata, those that are given up included, that are built for the HTTP rules of all TrafficTargets of one destination;
+/// rules of those after it grant nothing. It bounds the time to compile a destination, as it takes about 70 ms a MiB, to some two seconds.
+pub const DESTINATION_AUTOMATA_BYTES_MAX: usize = 32 << 20;
 /// Choices of one split that may have been given back by one worker and not been made again: as many connections at once as would
 /// show in the shares.
 pub const RETURNED_CHOICES_MAX: usize = 64;

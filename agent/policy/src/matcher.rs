@@ -59,6 +59,7 @@ struct Table {
     rules: Box<[Rule]>,
     paths: Paths,
     headers: Box<[Pattern]>,
+    built_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -97,7 +98,8 @@ impl RouteMatcher {
     /// pattern that cannot be used holds for nothing and is told.
     #[must_use]
     pub fn new(rules: &[&[MatchIr]]) -> (Self, Vec<RuleProblem>) {
-        let mut build = Build { joined: Joined::new(rules), ..Build::default() };
+        let mut build = Build::default();
+        build.joined = Joined::new(rules, &mut build.budget.built_bytes);
         let conditions: Vec<Vec<Condition>> = rules
             .iter()
             .enumerate()
@@ -115,7 +117,8 @@ impl RouteMatcher {
                 text: matches.iter().map(ToString::to_string).collect(),
             })
             .collect();
-        let table = Arc::new(Table { rules, paths, headers: build.headers.compiled.into() });
+        let built_bytes = build.budget.built_bytes;
+        let table = Arc::new(Table { rules, paths, headers: build.headers.compiled.into(), built_bytes });
         (Self { table }, build.problems)
     }
 
@@ -131,6 +134,12 @@ impl RouteMatcher {
     #[must_use]
     pub fn is_same(&self, that: &Self) -> bool {
         Arc::ptr_eq(&self.table, &that.table)
+    }
+
+    /// Bytes of all automata that were built for it, of those that were given up too: what compiling it took.
+    #[must_use]
+    pub fn built_bytes(&self) -> usize {
+        self.table.built_bytes
     }
 
     /// How many rules there are.
@@ -268,7 +277,7 @@ impl Patterns {
 
 impl Joined {
     /// One automaton for all paths, if there are any, and it fits. Patterns that are refused are left out.
-    fn new(rules: &[&[MatchIr]]) -> Option<Self> {
+    fn new(rules: &[&[MatchIr]], built_bytes: &mut usize) -> Option<Self> {
         let mut seen = HashSet::new();
         let mut texts: Vec<&Arc<str>> = Vec::new();
         let mut automata_bytes = 0;
@@ -276,10 +285,18 @@ impl Joined {
             if !seen.insert(text) {
                 continue;
             }
-            let Ok(nfa) = pattern::nfa(&[text], limits::REGEX_AUTOMATON_BYTES_MAX) else { continue };
-            automata_bytes += nfa.memory_usage();
+            let nfa = pattern::nfa(&[text], limits::REGEX_AUTOMATON_BYTES_MAX);
+            let bytes = pattern::built_bytes(&nfa);
+            *built_bytes += bytes;
+            automata_bytes += bytes;
+            if automata_bytes > limits::TABLE_AUTOMATA_BYTES_MAX {
+                return None;
+            }
+            if nfa.is_err() {
+                continue;
+            }
             texts.push(text);
-            if texts.len() > limits::PATH_DFA_PATTERNS_MAX || automata_bytes > limits::TABLE_AUTOMATA_BYTES_MAX {
+            if texts.len() > limits::PATH_DFA_PATTERNS_MAX {
                 return None;
             }
         }
@@ -287,8 +304,11 @@ impl Joined {
             return None;
         }
         let patterns: Vec<&str> = texts.iter().map(|text| &***text).collect();
-        let nfa = pattern::nfa(&patterns, limits::TABLE_AUTOMATA_BYTES_MAX).ok()?;
-        let dfa = pattern::dense(&nfa, StartKind::Anchored, limits::PATH_DFA_BYTES_MAX)?;
+        let nfa = pattern::nfa(&patterns, limits::TABLE_AUTOMATA_BYTES_MAX);
+        *built_bytes += pattern::built_bytes(&nfa);
+        let dfa = pattern::dense(&nfa.ok()?, StartKind::Anchored, limits::PATH_DFA_BYTES_MAX);
+        *built_bytes += dfa.as_ref().map_or(limits::PATH_DFA_BYTES_MAX, dense::DFA::memory_usage);
+        let dfa = dfa?;
         let index = texts.into_iter().enumerate().map(|(index, text)| (Arc::clone(text), index)).collect();
         Some(Self { dfa, index })
     }

@@ -4,6 +4,7 @@
 //! `\d`, `\w`, `\s` and `\b` are ASCII, and `\p{..}` is refused. Every engine is linear in the length of its input.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{
         Mutex, TryLockError,
@@ -56,6 +57,12 @@ pub enum PatternError {
         /// The limit.
         max: usize,
     },
+    /// It is too much with the others of its object.
+    #[error("the regexes of this object compile to more than {max} bytes together")]
+    TooLargeTogether {
+        /// The limit.
+        max: usize,
+    },
     /// It is no regular expression.
     #[error("the regex does not compile: {0}")]
     Syntax(String),
@@ -66,7 +73,53 @@ pub enum PatternError {
 /// # Errors
 /// When it does not compile or is over a limit.
 pub fn check(pattern: &str) -> Result<(), PatternError> {
-    nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX).map(drop)
+    Checks::default().check(pattern)
+}
+
+/// Whether the patterns of one object are accepted, each and together, in bounded time.
+#[derive(Debug)]
+pub struct Checks {
+    known: HashMap<String, Result<(), PatternError>>,
+    bytes_left: usize,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self { known: HashMap::new(), bytes_left: limits::TABLE_AUTOMATA_BYTES_MAX }
+    }
+}
+
+impl Checks {
+    /// Whether a further pattern is accepted. A pattern that is given again costs nothing.
+    ///
+    /// # Errors
+    /// When it does not compile or is over a limit, or together with those before it.
+    pub fn check(&mut self, pattern: &str) -> Result<(), PatternError> {
+        if let Some(known) = self.known.get(pattern) {
+            return known.clone();
+        }
+        if self.bytes_left == 0 {
+            return Err(PatternError::TooLargeTogether { max: limits::TABLE_AUTOMATA_BYTES_MAX });
+        }
+        let nfa = nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX);
+        let left = self.bytes_left.checked_sub(built_bytes(&nfa));
+        self.bytes_left = left.unwrap_or_default();
+        let accepted = nfa.map(drop).and_then(|()| {
+            left.map(drop).ok_or(PatternError::TooLargeTogether { max: limits::TABLE_AUTOMATA_BYTES_MAX })
+        });
+        self.known.insert(pattern.to_owned(), accepted.clone());
+        accepted
+    }
+}
+
+/// What building an automaton took, in its bytes.
+pub(crate) fn built_bytes(nfa: &Result<NFA, PatternError>) -> usize {
+    match nfa {
+        Ok(nfa) => nfa.memory_usage(),
+        Err(PatternError::TooLarge { max } | PatternError::TooLargeTogether { max }) => *max,
+        // The parser has read it, and no automaton was begun.
+        Err(PatternError::TooLong { .. } | PatternError::Syntax(_)) => 0,
+    }
 }
 
 pub(crate) fn syntax() -> syntax::Config {
@@ -137,22 +190,28 @@ struct Lazy {
 pub(crate) struct Budget {
     pub(crate) automata_bytes: usize,
     pub(crate) dense_bytes: usize,
+    /// Bytes of automata that were built, or built and given up: what building took, in a unit that is the same on every machine.
+    pub(crate) built_bytes: usize,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { automata_bytes: limits::TABLE_AUTOMATA_BYTES_MAX, dense_bytes: limits::TABLE_DFA_BYTES_MAX }
+        let (automata_bytes, dense_bytes) = (limits::TABLE_AUTOMATA_BYTES_MAX, limits::TABLE_DFA_BYTES_MAX);
+        Self { automata_bytes, dense_bytes, built_bytes: 0 }
     }
 }
 
 impl Pattern {
     /// Compiles a pattern within its table's budget.
     pub(crate) fn new(pattern: &str, anchor: Anchor, budget: &mut Budget) -> Result<Self, PatternError> {
-        let nfa = nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX)?;
-        budget.automata_bytes = budget
-            .automata_bytes
-            .checked_sub(nfa.memory_usage())
-            .ok_or(PatternError::TooLarge { max: limits::TABLE_AUTOMATA_BYTES_MAX })?;
+        let nfa = nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX);
+        let bytes = built_bytes(&nfa);
+        budget.built_bytes += bytes;
+        // One that grew too large has cost as much as one that just fits.
+        let left = budget.automata_bytes.checked_sub(bytes);
+        budget.automata_bytes = left.unwrap_or_default();
+        let nfa = nfa?;
+        left.ok_or(PatternError::TooLarge { max: limits::TABLE_AUTOMATA_BYTES_MAX })?;
         let kind = match anchor {
             Anchor::Start => StartKind::Anchored,
             Anchor::Anywhere => StartKind::Unanchored,
@@ -160,7 +219,9 @@ impl Pattern {
         let dense_bytes_max = budget.dense_bytes.min(limits::PATTERN_DFA_BYTES_MAX);
         let dense = dense(&nfa, kind, dense_bytes_max);
         // An attempt that gave up has cost the time of a full one.
-        budget.dense_bytes -= dense.as_ref().map_or(dense_bytes_max, dense::DFA::memory_usage);
+        let dense_bytes = dense.as_ref().map_or(dense_bytes_max, dense::DFA::memory_usage);
+        budget.dense_bytes -= dense_bytes;
+        budget.built_bytes += dense_bytes;
         let engine = match dense {
             Some(dfa) => Engine::Dense(Box::new(dfa)),
             None => Engine::Lazy(Lazy::new(pattern)?),

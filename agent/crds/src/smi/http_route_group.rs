@@ -11,7 +11,7 @@ use serde::{
     de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::Value;
-use weft_policy::{limits, pattern};
+use weft_policy::{limits, pattern::Checks};
 
 use crate::{
     decode::{self, FieldError, Problems},
@@ -134,7 +134,9 @@ impl HttpRouteGroup {
         }
         let mut names = BTreeSet::new();
         let mut matches = Vec::new();
-        for (index, document) in documents.into_iter().enumerate() {
+        // What is over the limit is refused with the object, and not looked at: it may be a megabyte of regexes.
+        let mut checks = Checks::default();
+        for (index, document) in documents.into_iter().take(limits::MATCHES_PER_ROUTE_MAX).enumerate() {
             let at = format!("{field}[{index}]");
             if document.name.is_empty() {
                 problems.push(FieldError::new(format!("{at}.name"), "must not be empty"));
@@ -144,22 +146,24 @@ impl HttpRouteGroup {
                     format!("{:?} is given to two matches", document.name),
                 ));
             }
-            matches.push(one(document, &at, problems));
+            matches.push(one(document, &at, &mut checks, problems));
         }
         Ok(Self { meta, matches })
     }
 }
 
-fn one(document: MatchDocument, at: &str, problems: &mut Problems) -> HttpMatch {
+fn one(document: MatchDocument, at: &str, checks: &mut Checks, problems: &mut Problems) -> HttpMatch {
     let mut check = |field: String, regex: &str| {
-        if let Err(error) = pattern::check(regex) {
-            problems.push(FieldError::new(field, format!("{regex:?}: {error}")));
+        if let Err(error) = checks.check(regex) {
+            problems.push(FieldError::new(field, format!("{}: {error}", decode::quoted(regex))));
         }
     };
     if let Some(regex) = &document.path_regex {
         check(format!("{at}.pathRegex"), regex);
     }
-    let headers = document.headers.map_or_else(Vec::new, |headers| headers.0);
+    let mut headers = document.headers.map_or_else(Vec::new, |headers| headers.0);
+    let given = headers.len();
+    headers.truncate(limits::HEADERS_PER_MATCH_MAX);
     for (name, regex) in &headers {
         check(format!("{at}.headers.{name}"), regex);
     }
@@ -167,6 +171,10 @@ fn one(document: MatchDocument, at: &str, problems: &mut Problems) -> HttpMatch 
         if !is_token(name) {
             problems.push(FieldError::new(format!("{at}.headers"), format!("{name:?} is no HTTP header name")));
         }
+    }
+    if given > limits::HEADERS_PER_MATCH_MAX {
+        let message = format!("{given} headers are over the limit of {}", limits::HEADERS_PER_MATCH_MAX);
+        problems.push(FieldError::new(format!("{at}.headers"), message));
     }
     let methods = document.methods.unwrap_or_default();
     for (index, method) in methods.iter().enumerate() {

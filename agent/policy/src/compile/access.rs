@@ -1,7 +1,7 @@
 //! Inbound plans: one for all workloads that share a service account and the same bindings.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -9,6 +9,7 @@ use crate::{
     diagnostic::{Diagnostic, Severity},
     inbound::{Grant, InboundPlan, Stance},
     ir::{GrantIr, IrDelta, MatchIr, MeshIr, WorkloadIr, WorkloadState},
+    limits,
     matcher::RouteMatcher,
     names::{ObjectRef, ServiceAccountKey, WorkloadId},
 };
@@ -44,7 +45,37 @@ struct Selection {
 struct Compiled {
     grant: Grant,
     requests: Option<Vec<MatchIr>>,
+    /// What was made of them; `None` where nothing was.
+    matched: Option<Matched>,
     problems: Vec<Diagnostic>,
+}
+
+/// A matcher, and what was found while making it.
+#[derive(Clone, Debug)]
+struct Matched {
+    matcher: RouteMatcher,
+    problems: Vec<Diagnostic>,
+}
+
+impl Matched {
+    fn new(requests: &[MatchIr]) -> Self {
+        let (matcher, problems) = RouteMatcher::new(&[requests]);
+        Self { matcher, problems: problems.into_iter().map(services::diagnostic).collect() }
+    }
+}
+
+fn too_much(grant: &GrantIr) -> Diagnostic {
+    Diagnostic {
+        object: grant.origin.clone(),
+        severity: Severity::Error,
+        code: "TooMuchToMatch",
+        field: "spec.rules".into(),
+        message: format!(
+            "the regexes of the TrafficTargets before this one at the same destination take more than {} bytes to compile, as much as \
+             one destination may have; the HTTP rules of this one grant nothing",
+            limits::DESTINATION_AUTOMATA_BYTES_MAX
+        ),
+    }
 }
 
 impl Access {
@@ -206,18 +237,34 @@ fn account_of(workload: &WorkloadIr) -> ServiceAccountKey {
 impl Selection {
     /// Compiles what is new; automata of matches that are as they were are kept, and each is made once.
     fn new(selected_by: &[ObjectRef], grants: &[GrantIr], old: Self) -> Self {
-        let known = old.grants;
+        let mut known: HashMap<Vec<MatchIr>, Matched> = HashMap::new();
+        for one in old.grants {
+            if let (Some(requests), Some(matched)) = (one.requests, one.matched) {
+                known.insert(requests, matched);
+            }
+        }
+        // Matchers that count: what was compiled before counts as what is compiled now, so that only the targets decide.
+        let mut counted: HashMap<&[MatchIr], Matched> = HashMap::new();
+        let mut built_bytes = 0_usize;
         let mut compiled: Vec<Compiled> = Vec::with_capacity(grants.len());
         for grant in grants {
-            let same = |one: &&Compiled| one.requests == grant.requests;
-            let like = known.iter().rev().find(same).or_else(|| compiled.iter().rev().find(same));
-            let (requests, problems) = match (like, &grant.requests) {
-                (Some(like), _) => (like.grant.requests.clone(), like.problems.clone()),
-                (None, None) => (None, Vec::new()),
-                (None, Some(requests)) => {
-                    let (matcher, problems) = RouteMatcher::new(&[requests]);
-                    (Some(matcher), problems.into_iter().map(services::diagnostic).collect())
+            let matched = grant.requests.as_deref().and_then(|requests| {
+                if let Some(matched) = counted.get(requests) {
+                    return Some(matched.clone());
                 }
+                if built_bytes > limits::DESTINATION_AUTOMATA_BYTES_MAX {
+                    return None;
+                }
+                let matched = known.get(requests).cloned().unwrap_or_else(|| Matched::new(requests));
+                built_bytes = built_bytes.saturating_add(matched.matcher.built_bytes());
+                counted.insert(requests, matched.clone());
+                Some(matched)
+            });
+            let (requests, problems) = match (&matched, &grant.requests) {
+                (_, None) => (None, Vec::new()),
+                (Some(matched), Some(_)) => (Some(matched.matcher.clone()), matched.problems.clone()),
+                // A table without rules: it holds for no request.
+                (None, Some(_)) => (Some(RouteMatcher::default()), vec![too_much(grant)]),
             };
             compiled.push(Compiled {
                 grant: Grant {
@@ -229,6 +276,7 @@ impl Selection {
                     requests,
                 },
                 requests: grant.requests.clone(),
+                matched,
                 problems,
             });
         }

@@ -36,7 +36,7 @@ pub(super) fn of_diagnostic(code: &str) -> &'static str {
         "TooManyTargets" => "put what belongs to one destination into fewer TrafficTargets",
         "Conflicted" => "put the backends into one TrafficSplit, or give this one matches",
         "TooManySplits" | "TooManyMatches" => "put what belongs together into one match",
-        "InvalidMatch" => "make the patterns smaller, or fewer",
+        "InvalidMatch" | "TooMuchToMatch" => "make the patterns smaller, or fewer",
         "AddressConflict" | "DuplicatePodIP" => "give each its own address",
         "DuplicateUID" => "give each pod its own UID, or none",
         "UnknownFailMode" => "use open or closed",
