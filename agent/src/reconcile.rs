@@ -20,7 +20,7 @@ use crate::{
     pods::{Entry, PodState, pod_specs},
     state::Shared,
     telemetry::Chain,
-    watch::Change,
+    watch::{Change, SourceProblem},
 };
 
 /// Turns changes into plans, and keeps pods captured.
@@ -80,8 +80,10 @@ impl Reconciler {
     }
 
     fn put_in_force(&mut self, change: Change) {
-        for problem in &change.problems {
-            if !self.shared.problems().contains(problem) {
+        let known = std::mem::replace(&mut *self.shared.problems(), change.problems.clone());
+        if known != change.problems {
+            let known: HashSet<&SourceProblem> = known.iter().collect();
+            for problem in change.problems.iter().filter(|problem| !known.contains(problem)) {
                 tracing::warn!(
                     file = problem.file,
                     document = problem.document,
@@ -93,7 +95,6 @@ impl Reconciler {
                 );
             }
         }
-        *self.shared.problems() = change.problems;
         if change.events.is_empty() {
             return;
         }

@@ -19,7 +19,7 @@ pub struct Change {
 }
 
 /// Something in the source that is not used, and what stays in force instead.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SourceProblem {
     /// File, or `API server`.
     pub file: String,
