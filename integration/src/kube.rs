@@ -3,6 +3,7 @@
 //! The server is real: storage, watches, server-side apply, custom resources. Scheduler, controllers and kubelet are small stand-ins
 //! that act when they are told to.
 
+mod bulk;
 pub mod cluster;
 pub mod controllers;
 pub mod door;

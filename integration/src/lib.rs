@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod command;
+pub mod effect;
 pub mod http;
 pub mod kube;
 pub mod kube_proxy;

@@ -12,7 +12,10 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::tools::{Server, Tools};
+use super::{
+    bulk,
+    tools::{Server, Tools},
+};
 use crate::{Node, Process, command, http, limits, wait};
 
 // Each node has a network namespace of its own, so ports may be fixed.
@@ -245,6 +248,14 @@ impl ApiServer {
             bail!("{method} {path} was answered {}: {}", answer.code, answer.body);
         }
         Ok(answer.body)
+    }
+
+    /// Creates many objects, each at the path of its kind, in any order; how many.
+    ///
+    /// # Errors
+    /// When one is refused.
+    pub fn create_all(&self, objects: impl Iterator<Item = (String, Value)> + Send) -> Result<usize> {
+        bulk::create(self.node.namespace(), SocketAddr::from((Ipv4Addr::LOCALHOST, PROXY_PORT)), objects)
     }
 
     /// The items of a list.

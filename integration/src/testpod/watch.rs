@@ -31,7 +31,7 @@ pub struct Change {
     pub connection: usize,
     /// When the answer was complete, on [`monotonic_ns`].
     pub at_ns: u64,
-    /// The first part of the answer's name, up to a dash: `v1` of `v1-2`.
+    /// The first part of the answer's name, up to a dash: `v1` of `v1-2`; or `403`, where the mesh denies.
     pub version: String,
 }
 
@@ -51,7 +51,7 @@ impl Change {
 /// Asks until killed. Writes `change CONNECTION NANOSECONDS VERSION` whenever a connection's answer changes.
 ///
 /// # Errors
-/// When a connection or a request fails, or an answer is not 200.
+/// When a connection or a request fails, or an answer is neither 200 nor 403.
 pub async fn run(args: WatchArgs) -> Result<()> {
     let mut connections = Vec::new();
     for _ in 0..args.connections {
@@ -94,10 +94,11 @@ async fn answer(stream: &mut BufReader<TcpStream>) -> Result<String> {
     }
     let mut body = vec![0; length.context("an answer without content-length")?];
     stream.read_exact(&mut body).await?;
-    if status.split(' ').nth(1) != Some("200") {
-        bail!("{}: {}", status.trim(), String::from_utf8_lossy(&body).trim());
+    match status.split(' ').nth(1) {
+        Some("200") => Ok(String::from_utf8_lossy(&body).into_owned()),
+        Some(code @ "403") => Ok(code.to_owned()),
+        _ => bail!("{}: {}", status.trim(), String::from_utf8_lossy(&body).trim()),
     }
-    Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
 #[cfg(test)]

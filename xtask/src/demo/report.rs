@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
+use weft_integration::effect::Percentiles;
 
 /// Version 2's share where the split gives it ten of a hundred, percent.
 const SHARE_EXPECTED: std::ops::RangeInclusive<f64> = 8.0..=12.0;
@@ -31,13 +32,6 @@ pub(crate) struct Answers {
     pub(crate) v2: u32,
     /// Not answered, answered by anything but 200, or answered by the wrong version.
     pub(crate) errors: u32,
-}
-
-/// Milliseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Percentiles {
-    pub(crate) p50: f64,
-    pub(crate) p99: f64,
 }
 
 /// What became of connections made while the agent went away.
