@@ -1,7 +1,7 @@
 //! A data path with one captured client pod, and the plans that a test gives it.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
