@@ -80,8 +80,8 @@ impl Reconciler {
     }
 
     fn put_in_force(&mut self, change: Change) {
-        let known = std::mem::replace(&mut *self.shared.problems(), change.problems.clone());
-        if known != change.problems {
+        let known = std::mem::replace(&mut *self.shared.problems(), Arc::clone(&change.problems));
+        if !Arc::ptr_eq(&known, &change.problems) {
             let known: HashSet<&SourceProblem> = known.iter().collect();
             for problem in change.problems.iter().filter(|problem| !known.contains(problem)) {
                 tracing::warn!(

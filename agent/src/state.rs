@@ -38,7 +38,7 @@ pub struct Shared {
     capture: Mutex<Capture>,
     compiler: Mutex<Compiler>,
     pods: Mutex<Pods>,
-    problems: Mutex<Vec<SourceProblem>>,
+    problems: Mutex<Arc<[SourceProblem]>>,
     ready: AtomicBool,
     draining: AtomicBool,
 }
@@ -86,7 +86,7 @@ impl Shared {
     }
 
     /// What the source cannot use.
-    pub fn problems(&self) -> MutexGuard<'_, Vec<SourceProblem>> {
+    pub fn problems(&self) -> MutexGuard<'_, Arc<[SourceProblem]>> {
         lock(&self.problems)
     }
 

@@ -6,6 +6,8 @@ pub mod kube;
 pub mod notify;
 pub mod yaml;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use weft_crds::store::ObjectEvent;
 
@@ -15,7 +17,7 @@ pub struct Change {
     /// What to apply and delete.
     pub events: Vec<ObjectEvent>,
     /// Everything that the source cannot use at this time; replaces the list before.
-    pub problems: Vec<SourceProblem>,
+    pub problems: Arc<[SourceProblem]>,
 }
 
 /// Something in the source that is not used, and what stays in force instead.

@@ -70,7 +70,7 @@ pub fn status(shared: &Shared) -> api::Status {
         heartbeat_age_ms: u64::try_from(shared.proxy.heartbeat_age().as_millis()).unwrap_or(u64::MAX),
         pods,
         diagnostics,
-        files: shared.problems().clone(),
+        files: shared.problems().to_vec(),
         sources: shared.sources.view(),
         capture: api::Capture {
             bpf_dir: shared.bpf_dir.display().to_string(),

@@ -125,7 +125,7 @@ impl Directory {
         let told = wanted.into_iter().map(|(key, (_, held))| (key.clone(), held.raw.clone())).collect();
         self.told = told;
         problems.sort();
-        Ok(Change { events, problems })
+        Ok(Change { events, problems: problems.into() })
     }
 
     fn list(&self, problems: &mut Vec<SourceProblem>) -> Result<BTreeSet<PathBuf>, DirectoryError> {

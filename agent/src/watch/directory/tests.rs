@@ -33,7 +33,7 @@ impl Fixture {
                 ObjectEvent::Delete(key) => deleted.push(key.to_string()),
             }
         }
-        (applied, deleted, change.problems)
+        (applied, deleted, change.problems.to_vec())
     }
 }
 

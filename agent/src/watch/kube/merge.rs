@@ -33,6 +33,8 @@ pub(super) struct Merge {
     awaited: BTreeSet<Kind>,
     told: BTreeMap<Kind, BTreeSet<ObjectKey>>,
     problems: BTreeMap<ObjectKey, SourceProblem>,
+    /// The same as it is handed over, until one of them changes: there may be ten thousand.
+    listed: Option<Arc<[SourceProblem]>>,
     events: Vec<ObjectEvent>,
     notes: BTreeMap<ObjectKey, Option<Note>>,
     changed: bool,
@@ -46,6 +48,7 @@ impl Merge {
             awaited: Kind::ALL.into(),
             told: BTreeMap::new(),
             problems: BTreeMap::new(),
+            listed: None,
             events: Vec::new(),
             notes: BTreeMap::new(),
             changed: false,
@@ -84,7 +87,16 @@ impl Merge {
             self.sources.count(*kind, told.len());
         }
         self.sources.ledger.hand_over(std::mem::take(&mut self.notes));
-        Change { events: std::mem::take(&mut self.events), problems: self.problems.values().cloned().collect() }
+        let problems = self.listed.get_or_insert_with(|| self.problems.values().cloned().collect());
+        Change { events: std::mem::take(&mut self.events), problems: Arc::clone(problems) }
+    }
+
+    /// Forgets what is wrong with an object.
+    fn solve(&mut self, key: &ObjectKey) {
+        if self.problems.remove(key).is_some() {
+            self.listed = None;
+            self.changed = true;
+        }
     }
 
     fn take(&mut self, batch: Batch) {
@@ -114,7 +126,7 @@ impl Merge {
         match seen.object {
             Ok(object) => {
                 let key = object.key();
-                self.changed |= self.problems.remove(&key).is_some();
+                self.solve(&key);
                 self.told.entry(kind).or_default().insert(key);
                 self.events.push(ObjectEvent::Apply(object));
                 self.changed = true;
@@ -127,6 +139,7 @@ impl Merge {
                 let problem = problem(error, fate);
                 if self.problems.get(&key) != Some(&problem) {
                     self.problems.insert(key, problem);
+                    self.listed = None;
                     self.changed = true;
                 }
             }
@@ -135,7 +148,7 @@ impl Merge {
 
     fn delete(&mut self, key: ObjectKey) {
         self.notes.insert(key.clone(), None);
-        self.changed |= self.problems.remove(&key).is_some();
+        self.solve(&key);
         if self.told.get_mut(&key.kind).is_some_and(|told| told.remove(&key)) {
             self.events.push(ObjectEvent::Delete(key));
             self.changed = true;

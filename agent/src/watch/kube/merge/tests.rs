@@ -36,7 +36,7 @@ fn said(merge: &mut Merge) -> (Vec<String>, Vec<String>) {
         ObjectEvent::Apply(object) => format!("+{}", object.key()),
         ObjectEvent::Delete(key) => format!("-{key}"),
     };
-    (change.events.iter().map(event).collect(), change.problems.into_iter().map(|problem| problem.message).collect())
+    (change.events.iter().map(event).collect(), change.problems.iter().map(|problem| problem.message.clone()).collect())
 }
 
 #[test]
@@ -95,4 +95,20 @@ async fn a_burst_is_one_change() {
     assert_eq!(merge.next().await.unwrap().events.len(), 3);
     drop(batches);
     assert!(merge.next().await.is_none());
+}
+
+#[test]
+fn ten_thousand_unusable_objects_cost_the_next_changes_nothing() {
+    let bad = (0..10_000).map(|number| broken(&format!("bad-{number}"))).collect();
+    let mut merge = merge(vec![Batch::Replace(Kind::Service, bad)]);
+    let first = merge.change();
+    assert_eq!((first.events.len(), first.problems.len()), (0, 10_000));
+    merge.take(Batch::Apply(Kind::Service, Box::new(service("web"))));
+    let second = merge.change();
+    assert_eq!(second.events.len(), 1);
+    assert!(Arc::ptr_eq(&first.problems, &second.problems), "what is told is not made again");
+    merge.take(Batch::Apply(Kind::Service, Box::new(service("bad-7"))));
+    assert_eq!(merge.change().problems.len(), 9_999);
+    merge.take(Batch::Apply(Kind::Service, Box::new(broken("bad-7"))));
+    assert_eq!(merge.change().problems.len(), 10_000);
 }
