@@ -23,18 +23,26 @@ use weft_proxy::{config::ProxyConfig, proxy::Proxy};
 use crate::{
     admin::server,
     capture::{
-        self, Capture, CaptureConfig, CleanupReport,
+        self, Capture, CaptureConfig,
         handover::{self, Handover},
+    },
+    cni::{
+        install::{self, Plugin},
+        metrics::CniMetrics,
+        protocol::CNI_SOCKET,
+        server::{Announcement, serve as serve_cni},
     },
     config::{DefaultStance, Places, RunArgs, SourceArgs},
     limits,
     locate::{HostPaths, Locate},
     metrics::AgentMetrics,
     reconcile::Reconciler,
+    removal,
     state::Shared,
     status::{Identity, Status},
     successor::{self, Stayed},
     telemetry::{Chain, LogLevel},
+    uninstall::{self, DaemonSet},
     watch::{
         Change,
         directory::Directory,
@@ -45,6 +53,8 @@ use crate::{
 
 /// Name of the hand-over socket inside the run directory.
 const HANDOVER_SOCKET: &str = "handover.sock";
+/// Everything that an agent which is killed leaves in the run directory.
+pub(crate) const SOCKETS: [&str; 3] = [server::ADMIN_SOCKET, HANDOVER_SOCKET, CNI_SOCKET];
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +163,14 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let drain = Arc::new(Notify::new());
     let admin = server::bind_socket(run_dir, server::ADMIN_SOCKET)?;
     let handover_socket = server::bind_socket(run_dir, HANDOVER_SOCKET)?;
+    let (announcement_tx, announcement_rx) = mpsc::channel(limits::CNI_CONNECTIONS_MAX);
+    // Manifests say themselves where their pods are.
+    let client = source.client();
+    let plugin = args.cni.places().map(Plugin::new);
+    let cni = match client {
+        Some(_) => start_cni(args, &registry, announcement_tx, plugin.clone())?,
+        None => Vec::new(),
+    };
     if let Some(old) = old_agent {
         if let Err(error) = join(tokio::task::spawn_blocking(move || old.done())).await {
             tracing::warn!(%error, "the agent before this one did not confirm that it stops");
@@ -165,7 +183,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let tasks = [
         tokio::spawn(sweep(Arc::clone(&shared))),
         tokio::spawn(source.follow(change_tx)),
-        tokio::spawn(reconciler.run(change_rx)),
+        tokio::spawn(reconciler.run(change_rx, announcement_rx)),
         tokio::spawn(server::serve_admin(admin, Arc::clone(&shared), log_level, Arc::clone(&drain))),
     ];
     let metrics = metrics_listener
@@ -174,7 +192,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     let ending = wait_for_end(&shared, &handover_socket, &drain, &mut signals).await;
     shared.set_draining();
-    for task in tasks.into_iter().chain(status) {
+    for task in tasks.into_iter().chain(status).chain(cni) {
         task.abort();
     }
     if let Ending::HandedOver(successor) = &ending {
@@ -189,6 +207,15 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
             tracing::warn!(error = %Chain(&error), "listeners stay published until they are closed");
         }
     }
+    let is_removed = matches!(ending, Ending::Stopped) && is_removed(args, client.as_ref()).await;
+    if let Some(plugin) = plugin.filter(|_| is_removed) {
+        match plugin.remove() {
+            Ok(files) => tracing::info!(?files, "the CNI plugin is removed"),
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "the CNI plugin cannot be removed; it lets every pod start at once")
+            }
+        }
+    }
     // From here on, so that a signal that comes while connections finish is not lost.
     let mut told = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
     shared.proxy.stop_accepting().await;
@@ -196,8 +223,11 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     heartbeat.abort();
     tracing::info!(finished = report.finished, closed = report.closed, "weft has stopped");
     if matches!(ending, Ending::Stopped) {
-        for name in [server::ADMIN_SOCKET, HANDOVER_SOCKET] {
+        for name in SOCKETS {
             let _ = std::fs::remove_file(run_dir.join(name));
+        }
+        if is_removed {
+            removal::undo_capture(&args.places);
         }
     } else if args.stay_after_handover {
         // Not the hand-over socket: whoever connects there takes over.
@@ -255,6 +285,14 @@ impl Source {
         }
     }
 
+    /// The API server.
+    fn client(&self) -> Option<Client> {
+        match self {
+            Self::Directory(..) => None,
+            Self::Cluster(_, client) => Some(client.clone()),
+        }
+    }
+
     /// Hands over every further change.
     async fn follow(self, changes: mpsc::Sender<Change>) {
         match self {
@@ -283,8 +321,27 @@ impl std::fmt::Display for SourceName<'_> {
     }
 }
 
+/// Listens to the CNI plugin, and keeps it in its place if that is wanted.
+fn start_cni(
+    args: &RunArgs,
+    registry: &Registry,
+    announcements: mpsc::Sender<Announcement>,
+    plugin: Option<Plugin>,
+) -> Result<Vec<JoinHandle<()>>, RunError> {
+    let run_dir = &args.places.run_dir;
+    let metrics = CniMetrics::register(registry)?;
+    let listener = server::bind_socket(run_dir, CNI_SOCKET)?;
+    let mut tasks = vec![tokio::spawn(serve_cni(listener, announcements, metrics.clone()))];
+    if let Some(plugin) = plugin {
+        let program = install::program().map_err(RunError::Runtime)?;
+        // The run directory has the same path on the node.
+        tasks.push(tokio::spawn(plugin.keep(program, run_dir.join(CNI_SOCKET), metrics)));
+    }
+    Ok(tasks)
+}
+
 /// Whether an agent answers.
-fn is_running(run_dir: &Path) -> bool {
+pub(crate) fn is_running(run_dir: &Path) -> bool {
     std::os::unix::net::UnixStream::connect(run_dir.join(server::ADMIN_SOCKET)).is_ok()
 }
 
@@ -354,36 +411,10 @@ async fn sweep(shared: Arc<Shared>) {
     }
 }
 
-/// Removes everything that weft put into this node.
-///
-/// # Errors
-/// When an agent runs, or the process may not.
-pub fn cleanup(places: &Places) -> Result<CleanupReport, CleanupError> {
-    let socket = places.run_dir.join(server::ADMIN_SOCKET);
-    if is_running(&places.run_dir) {
-        return Err(CleanupError::Running { socket });
-    }
-    let report = capture::cleanup(&capture_config(places))?;
-    // An agent that was killed left its sockets behind.
-    for name in [server::ADMIN_SOCKET, HANDOVER_SOCKET] {
-        let _ = std::fs::remove_file(places.run_dir.join(name));
-    }
-    let _ = std::fs::remove_dir(&places.run_dir);
-    Ok(report)
-}
-
-/// Why nothing was cleaned up.
-#[derive(Debug, thiserror::Error)]
-pub enum CleanupError {
-    /// The agent would go on without its programs.
-    #[error("an agent answers on {socket}: stop it first")]
-    Running {
-        /// Its admin socket.
-        socket: PathBuf,
-    },
-    /// The kernel's side.
-    #[error("nothing was cleaned up")]
-    Capture(#[from] crate::capture::CaptureError),
+/// Whether this agent stops because weft is removed from the cluster.
+async fn is_removed(args: &RunArgs, client: Option<&Client>) -> bool {
+    let Some((name, client)) = args.daemonset.clone().zip(client) else { return false };
+    uninstall::is_removed(client, &DaemonSet { namespace: args.pod_namespace.clone(), name }).await
 }
 
 /// Why the agent stops.

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{limits, probe::Question, telemetry::LogFormat};
+use crate::{cni::install::CniPlaces, limits, probe::Question, telemetry::LogFormat};
 
 /// weft's node agent: captures the connections of this node's pods with eBPF and carries them as policy says.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ pub enum Command {
     Run(RunArgs),
     /// Remove everything that weft put into this node: programs, links, pins, rules, routes, sysctls. Traffic is direct afterwards.
     Cleanup(CleanupArgs),
+    /// Remove weft from every node of a cluster: delete the agents' DaemonSet and wait until all have ended. Each undoes what it did.
+    Uninstall(UninstallArgs),
     /// Answer a container's probe: exit code 0 if the agent of this container is alive, or in charge and ready.
     Probe(ProbeArgs),
 }
@@ -32,12 +34,33 @@ pub struct Places {
     /// Directory in bpffs for pinned programs, maps and links. Created if absent; must be weft's own.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/weft", env = "WEFT_BPF_DIR")]
     pub bpf_dir: PathBuf,
-    /// Directory for the admin and hand-over sockets, made with mode 0700.
+    /// Directory for the admin, hand-over and CNI sockets, made with mode 0700.
     #[arg(long, value_name = "DIR", default_value = "/run/weft", env = "WEFT_RUN_DIR")]
     pub run_dir: PathBuf,
     /// Cgroup to attach to [default: the kubepods cgroup if there is one, else the root of cgroup2].
     #[arg(long, value_name = "DIR", env = "WEFT_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+}
+
+/// Where the CNI plugin goes. Both directories, or neither.
+#[derive(Clone, Debug, Default, Args)]
+pub struct CniArgs {
+    /// Directory of the container runtime's CNI programs, usually /opt/cni/bin: `weft-cni` is copied there, so that pods are captured
+    /// before they start.
+    #[arg(long, value_name = "DIR", env = "WEFT_CNI_BIN_DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Directory of the container runtime's network configurations, usually /etc/cni/net.d: the plugin is chained to the first list there.
+    #[arg(long, value_name = "DIR", env = "WEFT_CNI_CONF_DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+}
+
+impl CniArgs {
+    /// Both directories.
+    #[must_use]
+    pub fn places(&self) -> Option<CniPlaces> {
+        let (bin_dir, conf_dir) = self.cni_bin_dir.clone().zip(self.cni_conf_dir.clone())?;
+        Some(CniPlaces { bin_dir, conf_dir })
+    }
 }
 
 /// Arguments of `run`.
@@ -58,9 +81,16 @@ pub struct RunArgs {
     /// The node's /proc, as far as this process sees it; pods are found through it unless --manifests says where they are.
     #[arg(long, value_name = "DIR", default_value = "/proc", env = "WEFT_HOST_PROC")]
     pub host_proc: PathBuf,
+    /// Where the CNI plugin goes.
+    #[command(flatten)]
+    pub cni: CniArgs,
     /// Namespace that the agent itself runs in: where the agents of a cluster agree who of them writes the status of objects.
     #[arg(long, value_name = "NAME", default_value = "weft-system", env = "POD_NAMESPACE")]
     pub pod_namespace: String,
+    /// Name of the DaemonSet that runs this agent, in --pod-namespace. If it is gone when the agent is told to stop, weft is being removed:
+    /// the agent undoes what it did on the node, as `cleanup` does.
+    #[arg(long, value_name = "NAME", env = "WEFT_DAEMONSET")]
+    pub daemonset: Option<String>,
     /// Address of /metrics, /livez and /readyz, or "none".
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020", value_parser = parse_metrics_addr, env = "WEFT_METRICS_ADDR")]
     pub metrics_addr: MetricsAddr,
@@ -116,9 +146,29 @@ pub struct CleanupArgs {
     /// Where weft keeps its things.
     #[command(flatten)]
     pub places: Places,
+    /// Where the CNI plugin is.
+    #[command(flatten)]
+    pub cni: CniArgs,
     /// How the report is printed.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: OutputFormat,
+}
+
+/// Arguments of `uninstall`.
+#[derive(Clone, Debug, Args)]
+pub struct UninstallArgs {
+    /// Use the API server that the current context of this file names [default: that of the cluster that this runs in].
+    #[arg(long, value_name = "FILE", env = "WEFT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the DaemonSet.
+    #[arg(long, value_name = "NAME", default_value = "weft-system", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Name of the DaemonSet.
+    #[arg(long, value_name = "NAME", env = "WEFT_DAEMONSET")]
+    pub daemonset: String,
+    /// How long agents may take to end, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout_s: u64,
 }
 
 /// Arguments of `probe`.
@@ -191,7 +241,7 @@ mod tests {
             let all = ["weft-agent", "run", "--node", "n"].iter().chain(args);
             Cli::try_parse_from(all).map(|cli| match cli.command {
                 Command::Run(args) => (args.source.manifests.is_some(), args.source.kubeconfig.is_some()),
-                Command::Cleanup(_) | Command::Probe(_) => unreachable!("the words say run"),
+                Command::Cleanup(_) | Command::Uninstall(_) | Command::Probe(_) => unreachable!("the words say run"),
             })
         };
         assert_eq!(sources(&["--manifests", "d"]).unwrap(), (true, false));

@@ -122,3 +122,29 @@ pub const STATUS_ECHO: Duration = Duration::from_secs(10);
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 1024;
 /// Longest text of an Event, bytes (k8s.io/api/events/v1, `note`: 1 kB).
 pub const EVENT_NOTE_BYTES_MAX: usize = 1000;
+/// How long the CNI plugin waits for capture, and so holds a pod's start up, at most. The kubelet gives a sandbox four minutes.
+pub const CNI_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Pause before the plugin asks again whose connection was closed without an answer, as in a hand-over.
+pub const CNI_ASK_AGAIN: Duration = Duration::from_millis(20);
+/// Longest network configuration that is read, with the result of the plugins before, bytes. Usual ones have two thousand.
+pub const CNI_CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Longest message between plugin and agent, bytes.
+pub const CNI_MESSAGE_BYTES_MAX: usize = 16 << 10;
+/// Most addresses of one sandbox that are told to the agent; Kubernetes knows one of each family.
+pub const CNI_ADDRESSES_MAX: usize = 64;
+/// Plugins that may wait at one time: the kubelet starts a node's pods side by side, and a node has at most some hundred.
+pub const CNI_CONNECTIONS_MAX: usize = 256;
+/// Sandboxes that were announced and whose pods have no address in their status yet.
+pub const CNI_SANDBOXES_MAX: usize = 512;
+/// How long a sandbox is remembered whose pod nobody has seen.
+pub const CNI_SANDBOX_KEEP: Duration = Duration::from_secs(60);
+/// How often the node's network configuration is looked at even without an event.
+pub const CNI_LOOK: Duration = Duration::from_secs(30);
+/// The least time between two changes of the node's network configuration: somebody else may insist on theirs.
+pub const CNI_CHANGE_PAUSE: Duration = Duration::from_secs(1);
+/// Most files of the directory of network configurations that are looked at.
+pub const CNI_CONFIG_FILES_MAX: usize = 1000;
+/// How long an agent that is told to stop asks whether it is for good.
+pub const UNINSTALL_ASK_MAX: Duration = Duration::from_secs(5);
+/// How often `weft-agent uninstall` looks whether all agents have ended.
+pub const UNINSTALL_LOOK: Duration = Duration::from_secs(1);

@@ -1,6 +1,11 @@
 //! This node's pods: which ones should be captured, which are, and why not.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use weft_policy::{
     ir::{FailMode, WorkloadIr},
@@ -9,7 +14,7 @@ use weft_policy::{
 
 use crate::{
     capture::PodSpec,
-    locate::{Locate, LocateError},
+    locate::{Locate, LocateError, Place},
 };
 
 /// What is known of the pods that should be captured.
@@ -55,6 +60,14 @@ pub enum PodState {
         /// Why.
         reason: String,
     },
+}
+
+impl PodState {
+    /// Whether its connections are captured.
+    #[must_use]
+    pub fn is_captured(&self) -> bool {
+        matches!(self, Self::Captured { .. })
+    }
 }
 
 /// What has to be done after a change.
@@ -180,17 +193,40 @@ impl Pods {
 /// Whether a change of the object leaves the pod's sockets as they are.
 fn same_to_capture(a: &WorkloadIr, b: &WorkloadIr) -> bool {
     let key = |w: &WorkloadIr| {
-        (w.ips.clone(), w.netns.clone(), w.cgroup.clone(), w.host_network, Arc::clone(&w.name), Arc::clone(&w.owner))
+        (
+            by_family(&w.ips),
+            w.netns.clone(),
+            w.cgroup.clone(),
+            w.host_network,
+            Arc::clone(&w.name),
+            Arc::clone(&w.owner),
+        )
     };
     key(a) == key(b)
 }
 
-/// What capture needs to know of a pod: once for each place where it may be.
+/// The order of families says nothing: the network plugin has one, and the status of the pod another.
+fn by_family(ips: &[IpAddr]) -> Vec<IpAddr> {
+    let mut ips = ips.to_vec();
+    ips.sort_by_key(IpAddr::is_ipv6);
+    ips
+}
+
+/// What capture needs to know of a pod: once for each place where it may be. `announced`: where the CNI plugin said that it is.
 ///
 /// # Errors
 /// When the pod cannot be found.
-pub fn pod_specs(workload: &WorkloadIr, fail_mode: FailMode, locate: &Locate) -> Result<Vec<PodSpec>, LocateError> {
-    let place = locate.find(workload)?;
+pub fn pod_specs(
+    workload: &WorkloadIr,
+    fail_mode: FailMode,
+    locate: &Locate,
+    announced: Option<&Path>,
+) -> Result<Vec<PodSpec>, LocateError> {
+    let place = match announced {
+        // Nothing runs in it yet that could be found.
+        Some(netns) => Place { netns: vec![netns.to_owned()], cgroup: None },
+        None => locate.find(workload)?,
+    };
     let spec = |netns: Option<PathBuf>| PodSpec {
         id: workload.id.clone(),
         namespace: Arc::clone(&workload.namespace),

@@ -1,11 +1,14 @@
 //! From changed objects to plans in force. The only place that publishes snapshots, and the one that owns their order:
 //! nothing is redirected to a proxy that lacks its plans, and nothing loses its plans while it is redirected.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 use weft_abi::{DestKey, DestVerdict, verdict};
-use weft_crds::{lower::lower, store::ObjectStore};
+use weft_crds::{
+    lower::{self, lower},
+    store::ObjectStore,
+};
 use weft_policy::{
     compile::{CaptureAddr, Compiled, Reach},
     ir::FailMode,
@@ -15,6 +18,11 @@ use weft_proxy::socket::PodListeners;
 
 use crate::{
     capture::{PodAttachment, convert::dest_key, handover::HandedListener},
+    cni::{
+        protocol::Answer,
+        sandboxes::{Announced, Sandboxes},
+        server::Announcement,
+    },
     limits,
     locate::Locate,
     pods::{Entry, PodState, pod_specs},
@@ -29,13 +37,16 @@ pub struct Reconciler {
     store: ObjectStore,
     /// Listeners that another agent handed over, until their pods are captured.
     handed: Vec<HandedListener>,
+    /// What the CNI plugin announced.
+    sandboxes: Sandboxes,
 }
 
 impl Reconciler {
     /// A reconciler with nothing in its store.
     #[must_use]
     pub fn new(shared: Arc<Shared>, handed: Vec<HandedListener>) -> Self {
-        Self { shared, store: ObjectStore::default(), handed }
+        let sandboxes = Sandboxes::new(&shared.node);
+        Self { shared, store: ObjectStore::default(), handed, sandboxes }
     }
 
     /// Applies the first change, which is everything that the source has.
@@ -56,8 +67,8 @@ impl Reconciler {
         }
     }
 
-    /// Follows changes until their sender is gone.
-    pub async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
+    /// Follows changes until their sender is gone, and captures the sandboxes that the CNI plugin announces.
+    pub async fn run(mut self, mut changes: mpsc::Receiver<Change>, mut announced: mpsc::Receiver<Announcement>) {
         let mut retry = tokio::time::interval(limits::POD_RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut sandboxes = tokio::time::interval(limits::SANDBOX_LOOK);
@@ -68,9 +79,11 @@ impl Reconciler {
                     Some(change) => self.apply(change),
                     None => return,
                 },
+                Some(announcement) = announced.recv() => self.capture_announced(announcement),
                 _ = retry.tick() => self.retry_pods(),
                 _ = sandboxes.tick() => self.follow_sandboxes(),
             }
+            self.answer_plugins();
         }
     }
 
@@ -107,7 +120,8 @@ impl Reconciler {
         for diagnostic in found.flatten().flat_map(|list| list.iter()) {
             tracing::warn!(object = %diagnostic.object, code = diagnostic.code, field = diagnostic.field, problem = diagnostic.message, "object does not work as written");
         }
-        let pods = self.shared.pods().change(&delta.workloads);
+        let placed = self.sandboxes.place(&delta.workloads);
+        let pods = self.shared.pods().change(placed.iter().map(|(id, workload)| (id, workload)));
         let Compiled { snapshot, reach, closed } = self.shared.compiler().apply(delta);
 
         for id in &pods.release {
@@ -160,12 +174,20 @@ impl Reconciler {
     fn attach(&mut self, id: &WorkloadId) -> Option<PodListeners> {
         let (workload, fail_mode) =
             self.shared.pods().entry(id).map(|entry| (Arc::clone(&entry.workload), entry.fail_mode()))?;
-        let specs = pod_specs(&workload, fail_mode, &self.shared.locate);
+        let announced = self.sandboxes.netns(id);
+        let path = announced.as_ref().map(|netns| PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd())));
+        let specs = pod_specs(&workload, fail_mode, &self.shared.locate, path.as_deref());
         let attached = specs.map_err(|error| error.to_string()).and_then(|specs| {
             let mut first_error = None;
             for spec in &specs {
-                match self.shared.capture().attach_pod(spec, &mut self.handed) {
-                    Ok(attached) => return Ok(attached),
+                let attempt = self.shared.capture().attach_pod(spec, &mut self.handed);
+                match attempt {
+                    Ok(attached) => {
+                        if spec.netns == path {
+                            self.shared.capture().forget_place(id);
+                        }
+                        return Ok(attached);
+                    }
                     Err(error) => first_error = first_error.or_else(|| Some(Chain(&error).to_string())),
                 }
             }
@@ -174,6 +196,7 @@ impl Reconciler {
         match attached {
             Ok(PodAttachment { listeners, connections_before, .. }) => {
                 self.shared.pods().set(id, PodState::Captured { connections_before });
+                self.sandboxes.captured(id);
                 tracing::info!(namespace = %workload.namespace, pod = %workload.name, connections_before, "pod is captured");
                 Some(listeners)
             }
@@ -206,6 +229,45 @@ impl Reconciler {
         }
         self.shared.proxy.remove_pod(id);
         tracing::info!(pod = %id, "pod is released");
+    }
+
+    /// Captures a sandbox in which nothing runs yet, if its pod has been seen; otherwise that is done as soon as it is.
+    fn capture_announced(&mut self, announcement: Announcement) {
+        let meshed = lower::namespace_is_meshed(&self.store, &announcement.question.namespace);
+        let Announced::Pod(id) = self.sandboxes.announce(announcement, meshed) else { return };
+        let (Some(pod), Some(netns)) = (self.sandboxes.pod(&id), self.sandboxes.netns(&id)) else { return };
+        let changes = self.shared.pods().change([(&id, &Some(pod))]);
+        for id in &changes.release {
+            self.release(id);
+        }
+        let snapshot = self.shared.snapshots.load();
+        let denies = |id: &WorkloadId| snapshot.inbound.get(id).is_some_and(|plan| plan.is_closed());
+        let (closed, opened) = self.shared.pods().denying(denies);
+        for id in closed.iter().chain(&opened) {
+            self.set_fail_mode(id);
+        }
+        let is_captured = || self.shared.pods().entry(&id).is_some_and(|entry| entry.state.is_captured());
+        if changes.attach.is_empty() && is_captured() {
+            let path = PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd()));
+            if self.shared.capture().found_at(&id, &path) {
+                self.shared.capture().forget_place(&id);
+                self.sandboxes.captured(&id);
+                return;
+            }
+            // Another sandbox with the same addresses.
+            self.release(&id);
+        }
+        self.attach_all(&[id]);
+    }
+
+    /// Tells the plugins that wait what became of their sandboxes.
+    fn answer_plugins(&mut self) {
+        let pods = self.shared.pods();
+        self.sandboxes.answer(|id| match &pods.entry(id)?.state {
+            PodState::Captured { .. } => Some(Answer::Captured),
+            PodState::Failed { reason } => Some(Answer::NotCaptured { reason: reason.clone() }),
+            PodState::Waiting => None,
+        });
     }
 
     /// Captures pods anew whose sandbox was made anew under the same name and UID.

@@ -274,12 +274,13 @@ pub fn flows(flows: &[Value]) -> String {
 
 /// What `weft-agent cleanup` did.
 #[must_use]
-pub fn cleanup(report: &CleanupReport, format: OutputFormat) -> String {
+pub fn cleanup(report: &CleanupReport, files: &[std::path::PathBuf], format: OutputFormat) -> String {
+    let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     let foreign: Vec<String> = report.foreign.iter().map(|path| path.display().to_string()).collect();
     if format == OutputFormat::Json {
         return json(&serde_json::json!({
             "complete": report.complete(), "pods": report.pods, "pods_without_netns": report.pods_without_netns, "strays": report.strays,
-            "links": report.links, "maps": report.maps, "foreign": foreign, "errors": report.errors,
+            "links": report.links, "maps": report.maps, "foreign": foreign, "files": files, "errors": report.errors,
         }));
     }
     let mut out = format!(
@@ -290,6 +291,9 @@ pub fn cleanup(report: &CleanupReport, format: OutputFormat) -> String {
     );
     if report.pods_without_netns > 0 {
         out.push_str(&format!("\n{} pods were gone already", report.pods_without_netns));
+    }
+    for path in &files {
+        out.push_str(&format!("\nthe CNI plugin is out of {path}"));
     }
     for path in &foreign {
         out.push_str(&format!("\nleft alone, because it is not weft's: {path}"));

@@ -71,6 +71,12 @@ pub fn lower(store: &ObjectStore, dirty: &Dirty) -> IrDelta {
     delta
 }
 
+/// Whether the pods of a namespace are in the mesh, unless they say otherwise themselves; `None` if the namespace has not been seen.
+#[must_use]
+pub fn namespace_is_meshed(store: &ObjectStore, name: &str) -> Option<bool> {
+    workloads::namespace_is_meshed(store, name)
+}
+
 /// Lowers everything.
 #[must_use]
 pub fn lower_all(store: &ObjectStore) -> MeshIr {

@@ -7,7 +7,7 @@ use clap::Parser;
 use weft_agent::{
     app,
     config::{Cli, Command},
-    probe, report,
+    probe, removal, report,
     telemetry::{Chain, LogFormat, init_logging},
 };
 
@@ -19,13 +19,17 @@ fn main() -> ExitCode {
         }
         Command::Cleanup(args) => {
             let _ = init_logging(LogFormat::Text);
-            match app::cleanup(&args.places) {
-                Ok(cleaned) => {
-                    println!("{}", report::cleanup(&cleaned, args.output));
+            match removal::cleanup(&args.places, args.cni.places().as_ref()) {
+                Ok((cleaned, files)) => {
+                    println!("{}", report::cleanup(&cleaned, &files, args.output));
                     if cleaned.complete() { Ok(()) } else { Err("not everything could be removed".to_owned()) }
                 }
                 Err(error) => Err(Chain(&error).to_string()),
             }
+        }
+        Command::Uninstall(args) => {
+            let _ = init_logging(LogFormat::Text);
+            removal::uninstall(&args).map_err(|error| Chain(&error).to_string())
         }
         Command::Probe(args) => tokio::runtime::Builder::new_current_thread()
             .enable_all()

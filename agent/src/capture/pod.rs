@@ -181,6 +181,14 @@ impl Capture {
         same
     }
 
+    /// A captured pod's namespace is at no path that lasts: it is looked for by the pod's processes from now on.
+    pub fn forget_place(&mut self, id: &WorkloadId) {
+        if let Some(attached) = self.attached.get_mut(id).filter(|attached| !attached.is_host()) {
+            // Leads nowhere.
+            attached.netns_path = Some(PathBuf::new());
+        }
+    }
+
     /// Changes what happens to a pod while the agent is gone.
     ///
     /// # Errors

@@ -91,6 +91,11 @@ pub(super) fn stance(store: &ObjectStore, name: &Arc<str>) -> Option<Stance> {
     Some(Stance { deny, origin: Some(Arc::new(ObjectRef::new("Namespace", "", name))) })
 }
 
+pub(super) fn namespace_is_meshed(store: &ObjectStore, name: &str) -> Option<bool> {
+    let labels = &store.namespace(&name.into())?.meta.labels;
+    Some(matches!(choice(labels, MESH, &["enabled", "disabled"]), Choice::Known("enabled")))
+}
+
 /// The object whose label asks for fail mode `open`, if one does and is heard.
 fn fail_open_by(namespace: Option<&Namespace>, pod: &Pod) -> Option<ObjectRef> {
     match (choice(&pod.meta.labels, FAIL_MODE, &["open"]), namespace) {
