@@ -158,7 +158,39 @@ fn the_pod_has_what_it_needs_and_no_more() -> Result<()> {
         .filter(|mount| mount["readOnly"] != true)
         .filter_map(|mount| mount["mountPath"].as_str())
         .collect();
-    ensure!(writable == BTreeSet::from(["/host/bpf", "/host/proc/sys/net", "/run/weft"]), "{writable:?}");
+    let cni = ["/host/cni/bin", "/host/cni/net.d"];
+    let without_cni = BTreeSet::from(["/host/bpf", "/host/proc/sys/net", "/run/weft"]);
+    ensure!(writable == without_cni.iter().copied().chain(cni).collect(), "{writable:?}");
+    let objects = rendered(&cluster.server, &["cni.enabled=false"])?;
+    let text = of_kind(&objects, "DaemonSet")?.to_string();
+    ensure!(!text.contains("cni"), "{text}");
+    Ok(())
+}
+
+/// What helm runs before it deletes anything, and what that may do.
+#[test]
+fn removal_ends_the_agents_first_and_may_do_no_more() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let objects = rendered(&cluster.server, &[])?;
+    let daemonset = of_kind(&objects, "DaemonSet")?["metadata"]["name"].as_str().context("a name")?.to_owned();
+    let job = of_kind(&objects, "Job")?;
+    ensure!(job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete");
+    let pod = &job["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    ensure!(words(&container["args"]).contains(format!("--daemonset={daemonset}").as_str()), "{container}");
+    ensure!(container["securityContext"]["capabilities"] == json!({"drop": ["ALL"]}) && pod["volumes"].is_null());
+    ensure!(pod["securityContext"]["runAsNonRoot"] == true);
+    let selector = &of_kind(&objects, "DaemonSet")?["spec"]["selector"]["matchLabels"];
+    ensure!(
+        !holds(&job["spec"]["template"]["metadata"]["labels"], selector),
+        "the DaemonSet would take it for its own"
+    );
+    let role = objects.iter().find(|object| object["kind"] == "Role" && object["metadata"]["name"] == "weft-uninstall");
+    let rules = &role.context("the Job's Role")?["rules"];
+    let expected = json!([{"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [daemonset], "verbs": ["delete", "get"]}]);
+    ensure!(*rules == expected, "{rules}");
+    let objects = rendered(&cluster.server, &["uninstall.cleanNodes=false"])?;
+    ensure!(of_kind(&objects, "Job").is_err() && !of_kind(&objects, "DaemonSet")?.to_string().contains("--daemonset"));
     Ok(())
 }
 

@@ -36,14 +36,29 @@ pub(crate) struct Args {
 }
 
 /// The programs; each lies in the root directory of the image.
-const PROGRAMS: [&str; 2] = ["weft-agent", "weft"];
+const PROGRAMS: [&str; 3] = ["weft-agent", "weft", "weft-cni"];
 /// glibc, linked into the programs: everything that is needed is on any machine with a C compiler. No program of the image looks
 /// users or hosts up by name in the C library's way, which would load libraries at run time.
 const TARGET: &str = concat!("x86_64", "-unknown-linux-gnu");
 const STATIC: &str = "-C target-feature=+crt-static";
 /// Places that the chart's pod mounts something at. A read-only root must have them.
-const DIRECTORIES: [&str; 12] =
-    ["dev", "etc", "host", "host/bpf", "host/cgroup", "host/proc", "proc", "run", "run/weft", "sys", "tmp", "var"];
+const DIRECTORIES: [&str; 15] = [
+    "dev",
+    "etc",
+    "host",
+    "host/bpf",
+    "host/cgroup",
+    "host/cni",
+    "host/cni/bin",
+    "host/cni/net.d",
+    "host/proc",
+    "proc",
+    "run",
+    "run/weft",
+    "sys",
+    "tmp",
+    "var",
+];
 
 /// Builds the programs and packs them.
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -2,6 +2,10 @@
 {{- .Values.serviceAccount.name | default .Release.Name -}}
 {{- end -}}
 
+{{- define "weft.uninstallAccount" -}}
+{{- printf "%s-uninstall" (include "weft.serviceAccount" .) -}}
+{{- end -}}
+
 {{- define "weft.selector" -}}
 app.kubernetes.io/name: weft-agent
 app.kubernetes.io/instance: {{ .Release.Name }}

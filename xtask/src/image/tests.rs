@@ -65,6 +65,22 @@ fn names_without_a_registry_are_completed_as_the_kubelet_does() {
     }
 }
 
+/// A container's root is read-only, and a runtime cannot make one there.
+#[test]
+fn everything_that_the_chart_mounts_has_a_place_in_the_image() {
+    let template = include_str!("../../../manifests/weft/templates/daemonset.yaml");
+    let mounts: Vec<&str> = template
+        .lines()
+        .filter_map(|line| Some(line.split_once("mountPath: ")?.1.split([',', '}']).next()?.trim()))
+        .collect();
+    assert!(mounts.len() >= 7, "{mounts:?}");
+    for mount in mounts {
+        // A value; this is what it is if nobody says otherwise.
+        let path = if mount.starts_with('/') { mount } else { "/run/weft" };
+        assert!(DIRECTORIES.contains(&path.trim_start_matches('/')), "{mount}");
+    }
+}
+
 #[test]
 fn a_program_that_wants_a_loader_is_known() {
     // This very test is one.
