@@ -6,6 +6,7 @@
 //! Nothing here knows how the agent works; it starts the binary and looks at what comes out.
 
 pub mod agent;
+pub mod cni;
 pub mod command;
 pub mod effect;
 pub mod http;
