@@ -18,6 +18,7 @@ mod listeners;
 mod netlink;
 #[allow(unsafe_code, reason = "the namespace's cookie is a socket option that no library knows")]
 mod netns;
+mod older;
 mod pins;
 mod pod;
 mod probe;
@@ -53,6 +54,7 @@ pub use self::{
     cleanup::{CleanupReport, cleanup},
     error::{CaptureError, PodError},
     heartbeat::Heartbeat,
+    older::{Cut, Cutter, OlderConnection, OlderConnections},
     pins::BPF_DIR,
     pod::{PodAttachment, PodSpec},
     programs::{Hook, built},
@@ -119,8 +121,11 @@ impl Capture {
         let settings = tables::open(&pins, map_name::SETTINGS)?;
         let heartbeat = Heartbeat::new(settings, home.cookie(), cgroups.pods.is_some())
             .map_err(CaptureError::kernel("write map SETTINGS"))?;
-        let sockets =
-            CaptureSockets::new(tables::open(&pins, map_name::CAPTURED)?, tables::open(&pins, map_name::SOCKETS)?);
+        let sockets = CaptureSockets::new(
+            tables::open(&pins, map_name::CAPTURED)?,
+            tables::open(&pins, map_name::SOCKETS)?,
+            tables::open(&pins, map_name::ACCEPTED)?,
+        );
         let destinations = read_destinations(&tables)?;
         forget_gone(&tables, &pins, &home)?;
         Ok(Self {

@@ -10,6 +10,7 @@ pub mod config;
 pub mod limits;
 pub mod locate;
 pub mod metrics;
+pub mod older;
 pub mod pods;
 pub mod probe;
 pub mod reconcile;

@@ -21,6 +21,8 @@ pub const POD_RETRY: Duration = Duration::from_secs(2);
 /// How often the namespaces of captured pods are compared with what is at their paths now. A sandbox that was made anew goes uncaptured
 /// for so long; one stat(2) for each pod.
 pub const SANDBOX_LOOK: Duration = Duration::from_millis(500);
+/// Lines of the access log about older connections of one pod that one look writes; the others are counted.
+pub const OLDER_LINES_MAX: usize = 16;
 /// How often the heartbeat is written; a fifth of the age at which programs take the agent for gone.
 pub const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
 /// Open files that the agent asks for: 500,000 connections, and the kernel's default ceiling for one process (proc(5), "nr_open").

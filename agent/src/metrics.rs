@@ -4,7 +4,7 @@
 use std::sync::{Arc, Weak};
 
 use prometheus::{
-    GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
@@ -30,6 +30,7 @@ struct Scrape {
     map_max: IntGaugeVec,
     findings: IntGaugeVec,
     unused_manifests: IntGauge,
+    not_cut: IntCounter,
 }
 
 impl Scrape {
@@ -77,6 +78,10 @@ impl Scrape {
                 "weft_manifest_problems",
                 "Manifest documents or files that are not used as written",
             )?,
+            not_cut: IntCounter::new(
+                "weft_connections_not_cut_total",
+                "Connections that weft does not carry, that policy denies, and that the kernel did not end",
+            )?,
         })
     }
 
@@ -93,6 +98,7 @@ impl Scrape {
             &self.map_max,
             &self.findings,
             &self.unused_manifests,
+            &self.not_cut,
         ]
     }
 
@@ -101,6 +107,7 @@ impl Scrape {
         self.ready.set(i64::from(shared.ready()));
         self.heartbeat_age.with_label_values::<&str>(&[]).set(shared.proxy.heartbeat_age().as_secs_f64());
         self.unused_manifests.set(i64::try_from(shared.problems().len()).unwrap_or(i64::MAX));
+        self.not_cut.inc_by(shared.not_cut.count());
         for severity in ["warning", "error"] {
             self.findings.with_label_values(&[severity]).set(0);
         }

@@ -25,6 +25,7 @@ use crate::{
     },
     limits,
     locate::Locate,
+    older::Older,
     pods::{Entry, PodState, pod_specs},
     state::Shared,
     telemetry::Chain,
@@ -39,6 +40,7 @@ pub struct Reconciler {
     handed: Vec<HandedListener>,
     /// What the CNI plugin announced.
     sandboxes: Sandboxes,
+    older: Older,
 }
 
 impl Reconciler {
@@ -46,7 +48,7 @@ impl Reconciler {
     #[must_use]
     pub fn new(shared: Arc<Shared>, handed: Vec<HandedListener>) -> Self {
         let sandboxes = Sandboxes::new(&shared.node);
-        Self { shared, store: ObjectStore::default(), handed, sandboxes }
+        Self { shared, store: ObjectStore::default(), handed, sandboxes, older: Older::default() }
     }
 
     /// Applies the first change, which is everything that the source has.
@@ -146,6 +148,7 @@ impl Reconciler {
         for id in pods.fail_mode.iter().chain(&opened) {
             self.set_fail_mode(id);
         }
+        self.older.follow(&self.shared);
         tracing::info!(generation = generation.0, "plans are in force");
     }
 
@@ -283,6 +286,7 @@ impl Reconciler {
             self.release(id);
         }
         self.attach_all(&replaced);
+        self.older.follow(&self.shared);
     }
 
     /// Whether a captured pod runs in other namespaces than the one that is captured. One that runs nowhere is left as it is.

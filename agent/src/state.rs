@@ -15,6 +15,7 @@ use weft_proxy::proxy::Proxy;
 use crate::{
     capture::Capture,
     locate::Locate,
+    older::NotCut,
     pods::Pods,
     watch::{SourceProblem, kube::health::Sources},
 };
@@ -35,6 +36,8 @@ pub struct Shared {
     pub proxy: Proxy,
     /// Where the plans in force are found.
     pub snapshots: Arc<SnapshotCell>,
+    /// Connections that policy denies and that could not be ended.
+    pub not_cut: NotCut,
     capture: Mutex<Capture>,
     compiler: Mutex<Compiler>,
     pods: Mutex<Pods>,
@@ -61,6 +64,7 @@ impl Shared {
             sources,
             proxy,
             snapshots,
+            not_cut: NotCut::default(),
             capture: Mutex::new(capture),
             compiler: Mutex::default(),
             pods: Mutex::new(Pods::new(node)),

@@ -19,6 +19,8 @@ mod inbound;
 mod lifecycle;
 #[path = "capture/load.rs"]
 mod load;
+#[path = "capture/older.rs"]
+mod older;
 #[path = "capture/outbound.rs"]
 mod outbound;
 #[path = "capture/raw.rs"]

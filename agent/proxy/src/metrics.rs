@@ -98,6 +98,8 @@ pub(crate) struct Metrics {
     denied: IntCounterVec,
     /// Connections that were cut because policy does not let them through any more.
     pub(crate) cut_denied: IntCounter,
+    /// The same, of connections that were never carried.
+    pub(crate) cut_older: IntCounter,
     pub(crate) resets: IntCounter,
     pub(crate) split_skipped: IntCounter,
     pub(crate) fields_removed: IntCounter,
@@ -188,6 +190,7 @@ impl Metrics {
                 &DENIED_LABELS,
             )?,
             cut_denied: cut.with_label_values(&["denied"]),
+            cut_older: cut.with_label_values(&["older"]),
             resets: single("weft_connections_reset_total", "Captured connections that the mesh itself reset")?,
             split_skipped: single(
                 "weft_split_skipped_total",

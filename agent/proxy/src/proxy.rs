@@ -136,6 +136,11 @@ impl Proxy {
         }
     }
 
+    /// Counts a connection that was ended and that no worker ever carried, beside those that workers cut.
+    pub fn cut_older(&self) {
+        self.metrics.cut_older.inc();
+    }
+
     /// How long ago the slowest worker last showed that it lives.
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {

@@ -331,6 +331,12 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 }
 
+impl<K, V> AsFd for Map<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl<K: Pod> Map<K, u32> {
     /// Puts a socket into a map of sockets.
     pub(crate) fn set_socket(&self, key: &K, socket: BorrowedFd<'_>) -> io::Result<()> {

@@ -39,3 +39,7 @@ pub const HANDOVER_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// How long the other agent may take for its next message in a hand-over. Between its listeners and its `done` the new agent adopts
 /// every pod, at some milliseconds each.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections of one pod that weft does not carry and that one look holds against policy; the others have to wait for the next look, half
+/// a second later. Some 200 bytes each.
+pub const OLDER_LOOKED_AT_MAX: usize = 16_384;

@@ -41,7 +41,7 @@ const fn shape<K, V>(name: &'static str, kind: u32, max_entries: u32) -> Shape {
     Shape { name, kind, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries }
 }
 
-const SHAPES: [Shape; 12] = [
+const SHAPES: [Shape; 13] = [
     shape::<u32, Settings>(map_name::SETTINGS, map_type::ARRAY, 1),
     shape::<u64, PodConfig>(map_name::PODS, map_type::HASH, limits::PODS_MAX),
     shape::<u64, PodConfig>(map_name::HOST_PODS, map_type::HASH, limits::PODS_MAX),
@@ -52,6 +52,7 @@ const SHAPES: [Shape; 12] = [
     shape::<FlowKey, FlowOwner>(map_name::NODE_FLOWS, map_type::HASH, limits::NODE_FLOWS_MAX),
     shape::<ListenerKey, u32>(map_name::LISTENERS, map_type::SOCKHASH, limits::LISTENERS_MAX),
     shape::<i32, SocketState>(map_name::SOCKETS, map_type::SK_STORAGE, 0),
+    shape::<i32, u32>(map_name::ACCEPTED, map_type::SK_STORAGE, 0),
     shape::<u64, PodStats>(map_name::POD_STATS, map_type::PERCPU_HASH, 2 * limits::PODS_MAX),
     shape::<u32, u64>(map_name::COUNTERS, map_type::PERCPU_ARRAY, counter::COUNT),
 ];

@@ -6,7 +6,7 @@
 use std::{
     io,
     net::IpAddr,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -288,6 +288,15 @@ impl Capture {
 
     /// The sockets that were handed over for this namespace, or new ones.
     fn listen(&self, netns: &Netns, inbound: bool, handed: &mut Vec<HandedListener>) -> Result<Listeners, PodError> {
+        let listeners = self.listen_at(netns, inbound, handed)?;
+        // Before anything is handed to them: what they accept inherits it.
+        for (_, _, socket) in listeners.iter() {
+            self.sockets.tag_listener(socket.as_fd()).map_err(PodError::kernel("tag a listener as the agent's own"))?;
+        }
+        Ok(listeners)
+    }
+
+    fn listen_at(&self, netns: &Netns, inbound: bool, handed: &mut Vec<HandedListener>) -> Result<Listeners, PodError> {
         let given = take_handed(handed, netns.cookie());
         if given.complete(inbound) {
             return Ok(given);

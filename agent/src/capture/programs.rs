@@ -91,7 +91,10 @@ impl Programs {
     pub(crate) fn new(pins: &Pins) -> Result<Self, CaptureError> {
         let lookup = LookupObject::new(LOOKUP.ok_or(CaptureError::NoObject)?)?;
         let mut loader = EbpfLoader::new();
-        loader.default_map_pin_directory(pins.dir()).map_pin_path(map_name::SOCKETS, pins.map(map_name::SOCKETS));
+        loader.default_map_pin_directory(pins.dir());
+        for map in [map_name::SOCKETS, map_name::ACCEPTED] {
+            loader.map_pin_path(map, pins.map(map));
+        }
         Ok(Self { loader, lookup })
     }
 

@@ -19,7 +19,7 @@ use weft_proxy::socket::{CapturedFlow, Dial, DialSocket, FlowSource, Lease, Loca
 use super::{
     bpf::Map,
     convert,
-    diag::Diag,
+    diag::{Diag, Tags},
     limits::TRANSPARENT_TRIES_MAX,
     netns::Netns,
     transparent::{Endpoints, PortLease, PortLeases},
@@ -50,17 +50,34 @@ pub struct CaptureSockets {
     pods: ArcSwap<Pods>,
     captured: Map<FlowKey, OriginalDst>,
     storage: Map<i32, SocketState>,
+    /// Listeners, and what they accept.
+    accepted: Map<i32, u32>,
     leases: PortLeases,
 }
 
 impl CaptureSockets {
-    pub(crate) fn new(captured: Map<FlowKey, OriginalDst>, storage: Map<i32, SocketState>) -> Self {
+    pub(crate) fn new(
+        captured: Map<FlowKey, OriginalDst>,
+        storage: Map<i32, SocketState>,
+        accepted: Map<i32, u32>,
+    ) -> Self {
         Self {
             pods: ArcSwap::default(),
             captured,
             storage,
+            accepted,
             leases: PortLeases::new(ports::TRANSPARENT_FIRST..=ports::TRANSPARENT_LAST),
         }
+    }
+
+    /// How the agent's own sockets are known to whoever lists a namespace's.
+    pub(crate) fn tags(&self) -> Tags<'_> {
+        Tags { sockets: self.storage.as_fd(), accepted: self.accepted.as_fd() }
+    }
+
+    /// Marks a listener, and with it all that it accepts from now on, as the agent's own.
+    pub(crate) fn tag_listener(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.accepted.set(&socket.as_raw_fd(), &1)
     }
 
     /// From now on the pod's sockets can be had.

@@ -4,6 +4,7 @@
 use std::{
     fmt::Write as _,
     io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -11,6 +12,7 @@ use std::{
 use weft_abi::{PodConfig, PortRange, ports, sysctl_was};
 
 const TCP_TIMESTAMPS: &str = "net/ipv4/tcp_timestamps";
+const EPHEMERAL_PORTS: &str = "net/ipv4/ip_local_port_range";
 const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// Switches that transparent sockets need, with the bit of `sysctl_was` that says they were on before.
@@ -103,6 +105,20 @@ pub(crate) fn restore(config: &PodConfig, switches: bool) -> io::Result<()> {
 /// When that cannot be read.
 pub(crate) fn tcp_timestamps() -> io::Result<bool> {
     Ok(read(TCP_TIMESTAMPS)?.trim() != "0")
+}
+
+/// The ports that the kernel gives to sockets which ask for any (ip-sysctl, "ip_local_port_range").
+///
+/// # Errors
+/// When they cannot be read.
+pub(crate) fn ephemeral_ports() -> io::Result<RangeInclusive<u16>> {
+    let text = read(EPHEMERAL_PORTS)?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{EPHEMERAL_PORTS} holds {text:?}"));
+    let mut ports = text.split_whitespace().map(str::parse::<u16>);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(first..=last),
+        _ => Err(bad()),
+    }
 }
 
 fn read(name: &str) -> io::Result<String> {

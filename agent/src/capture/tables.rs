@@ -3,8 +3,8 @@
 use std::{io, net::IpAddr};
 
 use weft_abi::{
-    Addr, DestKey, DestVerdict, FlowKey, ListenerKey, OriginalDst, PodConfig, PodStats, counter, direction, limits,
-    map_name,
+    Addr, DestKey, DestVerdict, FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats, counter, direction,
+    limits, map_name,
 };
 
 use super::{
@@ -23,6 +23,8 @@ pub(crate) struct Tables {
     pub(crate) local_addrs: Map<Addr, u64>,
     pub(crate) destinations: Map<DestKey, DestVerdict>,
     pub(crate) captured: Map<FlowKey, OriginalDst>,
+    pub(crate) bypass: Map<FlowKey, FlowOwner>,
+    pub(crate) node_flows: Map<FlowKey, FlowOwner>,
     pub(crate) listeners: Map<ListenerKey, u32>,
     pub(crate) pod_stats: PerCpuMap<u64, PodStats>,
     pub(crate) counters: PerCpuMap<u32, u64>,
@@ -45,6 +47,8 @@ impl Tables {
             local_addrs: open(pins, map_name::LOCAL_ADDRS)?,
             destinations: open(pins, map_name::DESTINATIONS)?,
             captured: open(pins, map_name::CAPTURED)?,
+            bypass: open(pins, map_name::BYPASS)?,
+            node_flows: open(pins, map_name::NODE_FLOWS)?,
             listeners: open(pins, map_name::LISTENERS)?,
             pod_stats: open_per_cpu(pins, map_name::POD_STATS)?,
             counters: open_per_cpu(pins, map_name::COUNTERS)?,

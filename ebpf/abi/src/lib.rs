@@ -9,7 +9,7 @@ pub mod limits;
 pub mod ports;
 
 /// Bumped on every change of a type or of a map's meaning; part of the pin directory's name.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The only transport that is captured so far (IANA protocol number, RFC 9293).
 pub const IPPROTO_TCP: u8 = 6;
@@ -370,6 +370,9 @@ pub mod map_name {
     pub const LISTENERS: &str = "LISTENERS";
     /// Socket storage, [`SocketState`](crate::SocketState).
     pub const SOCKETS: &str = "SOCKETS";
+    /// Socket storage, u32: 1 with the agent's listeners, and inherited by every connection that they accept. It tells the agent's
+    /// own connections from the application's, for whoever lists a namespace's sockets; no program reads it.
+    pub const ACCEPTED: &str = "ACCEPTED";
     /// Per-CPU hash, netns cookie (u64) to [`PodStats`](crate::PodStats).
     pub const POD_STATS: &str = "POD_STATS";
     /// Per-CPU array of u64, slots of [`counter`](crate::counter).
