@@ -154,6 +154,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     shared.compiler().set_default_stance(Stance { deny, origin: None });
     AgentMetrics::register(&registry, &shared)?;
 
+    // Before any pod is captured: until the kernel has seen it once, a captured pod meets its fail mode.
+    shared.capture().beat(shared.proxy.heartbeat_age())?;
     let heartbeat = tokio::spawn(beat(Arc::clone(&shared)));
     let handed = old_agent.as_mut().map(|old| std::mem::take(&mut old.listeners)).unwrap_or_default();
     let mut reconciler = Reconciler::new(Arc::clone(&shared), handed);
