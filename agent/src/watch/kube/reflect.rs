@@ -80,6 +80,8 @@ impl Reflector {
         let mut listed_at_once = false;
         loop {
             let opened = Instant::now();
+            // A watch that brought something has worked, however short it was: the next one goes on from there.
+            let mut moved = false;
             let stop = match version.take() {
                 None => match self.list().await {
                     Ok((seen, at)) => {
@@ -94,15 +96,17 @@ impl Reflector {
                     Err(failure) => Stop::Failed(failure),
                 },
                 Some(mut at) => {
+                    let from = at.clone();
                     let stop = match self.rewound(&at, doubtful).await {
                         Ok(()) => self.watch(&mut at).await,
                         Err(failure) => Stop::Failed(failure),
                     };
+                    moved = at != from;
                     version = Some(at);
                     stop
                 }
             };
-            let worked = opened.elapsed() >= limits::KUBE_WATCH_WORKED;
+            let worked = moved || opened.elapsed() >= limits::KUBE_WATCH_WORKED;
             if worked {
                 backoff.reset();
                 doubtful = false;
