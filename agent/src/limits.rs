@@ -120,6 +120,13 @@ pub const STATUS_WRITES_PER_ROUND: usize = 10;
 pub const STATUS_PAUSE: Duration = Duration::from_secs(2);
 /// How long a status that was written may take to come back on the watch before it is written again.
 pub const STATUS_ECHO: Duration = Duration::from_secs(10);
+/// Destinations that lost their last TrafficTarget and wait to be told of. Beyond that the oldest is only in the log, and counts as a status
+/// that could not be written.
+pub const WIDENINGS_MAX: usize = 256;
+/// How long that may wait: longer than the Lease takes to find another holder, who tells it then.
+pub const WIDENING_TOLD_WITHIN: Duration = Duration::from_secs(60);
+/// Longest part of an Event's name that is the object's; both are at most 253 bytes (RFC 1123), and a UID and a generation follow.
+pub const EVENT_NAME_BYTES_MAX: usize = 190;
 /// Longest message of a condition, bytes; Kubernetes allows 32,768 (metav1.Condition).
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 1024;
 /// Longest text of an Event, bytes (k8s.io/api/events/v1, `note`: 1 kB).

@@ -28,6 +28,7 @@ use crate::{
     older::Older,
     pods::{Entry, PodState, pod_specs},
     state::Shared,
+    status::widened::{self, Widened},
     telemetry::Chain,
     watch::{Change, SourceProblem},
 };
@@ -124,7 +125,9 @@ impl Reconciler {
         }
         let placed = self.sandboxes.place(&delta.workloads);
         let pods = self.shared.pods().change(placed.iter().map(|(id, workload)| (id, workload)));
+        let deselected = widened::deselected(self.shared.compiler().ir(), &delta);
         let Compiled { snapshot, reach, closed } = self.shared.compiler().apply(delta);
+        self.tell_widened(deselected);
 
         for id in &pods.release {
             self.release(id);
@@ -150,6 +153,18 @@ impl Reconciler {
         }
         self.older.follow(&self.shared);
         tracing::info!(generation = generation.0, "plans are in force");
+    }
+
+    /// Pods that took only what was granted take everything now: that is told, as it may not have been meant.
+    fn tell_widened(&self, deselected: Vec<Widened>) {
+        let widened = widened::open(deselected, &self.shared.compiler());
+        for Widened { destination, targets } in &widened {
+            let last = targets.last().map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(%destination, last, "no TrafficTarget selects this destination any more; its pods take everything");
+        }
+        for _ in 0..self.shared.sources.ledger.widened(widened) {
+            self.shared.sources.status_failed();
+        }
     }
 
     fn set_destinations(&self, reach: &[(CaptureAddr, Option<Reach>)]) {

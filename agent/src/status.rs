@@ -18,6 +18,7 @@ use crate::{limits, state::Shared, watch::kube::ledger::Note};
 mod conditions;
 mod events;
 mod lease;
+pub mod widened;
 mod writer;
 
 use conditions::Outcome;
@@ -56,6 +57,8 @@ pub struct Status {
     written: BTreeMap<ObjectKey, (Outcome, Instant)>,
     /// Kinds whose CRD has no status subresource: they get Events only.
     without_status: BTreeSet<Kind>,
+    /// Why the last status was not written, once that was said.
+    complaint: Option<String>,
     /// What was said by Events of objects without status.
     told: BTreeMap<ObjectKey, Outcome>,
 }
@@ -72,6 +75,7 @@ impl Status {
             seen: None,
             written: BTreeMap::new(),
             without_status: BTreeSet::new(),
+            complaint: None,
             told: BTreeMap::new(),
         }
     }
@@ -93,7 +97,10 @@ impl Status {
                         self.seen = None;
                     }
                 }
-                _ = round.tick() => if self.lease.is_held() { self.round().await },
+                _ = round.tick() => if self.lease.is_held() {
+                    self.tell_widened().await;
+                    self.round().await;
+                },
             }
         }
     }
@@ -111,6 +118,7 @@ impl Status {
             }
             match self.writer.set_conditions(&note, &outcome).await {
                 Ok(()) => {
+                    self.complaint = None;
                     self.shared.sources.status_written();
                     self.written.insert(key.clone(), (outcome, Instant::now()));
                     if conditions::is_news(before.as_ref(), &news) {
@@ -127,11 +135,35 @@ impl Status {
                 }
                 // The object changed meanwhile; the watch brings its new state, and this comes round again.
                 Err(WriteError::Stale) => self.seen = None,
-                Err(WriteError::Failed(error)) => {
+                Err(WriteError::Failed(error, asked)) => {
                     self.seen = None;
                     self.shared.sources.status_failed();
-                    tracing::warn!(object = %key, error, "status is not written; it is tried again");
-                    return tokio::time::sleep(limits::STATUS_PAUSE).await;
+                    if self.complaint.as_ref() != Some(&error) {
+                        tracing::warn!(object = %key, error, "status is not written; it is tried again");
+                        self.complaint = Some(error);
+                    }
+                    let pause = asked.unwrap_or_default().clamp(limits::STATUS_PAUSE, limits::KUBE_BACKOFF_MAX);
+                    return tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Says of destinations that nothing guards any more that it is so. Other agents forget it, unless they get the Lease in time.
+    async fn tell_widened(&self) {
+        loop {
+            let next = {
+                let mut ledger = self.shared.sources.ledger.state();
+                ledger.widenings.retain(|one| one.at.elapsed() < limits::WIDENING_TOLD_WITHIN);
+                ledger.widenings.pop_front()
+            };
+            let Some(widening) = next else { return };
+            match self.writer.event(&events::widened(&widening)).await {
+                Ok(()) => self.shared.sources.status_written(),
+                Err(error) => {
+                    self.shared.sources.status_failed();
+                    tracing::debug!(destination = %widening.widened.destination, %error, "an Event is not written");
+                    return self.shared.sources.ledger.state().widenings.push_front(widening);
                 }
             }
         }

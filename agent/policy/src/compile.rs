@@ -99,6 +99,12 @@ impl Compiler {
         self.access.set_default(stance);
     }
 
+    /// Whether pods of a namespace that no TrafficTarget selects take nothing.
+    #[must_use]
+    pub fn denies_by_default(&self, namespace: &str) -> bool {
+        self.ir.stances.get(namespace).unwrap_or(self.access.default_stance()).deny
+    }
+
     /// The model as it stands.
     #[must_use]
     pub fn ir(&self) -> &MeshIr {

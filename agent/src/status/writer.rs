@@ -1,15 +1,20 @@
 //! Writes to the API server: status and Events, and nothing else.
 
+use std::time::Duration;
+
 use http::{Method, Request, header::CONTENT_TYPE};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use serde_json::{Value, json};
 
 use super::{Identity, conditions::Outcome, events::Event};
-use crate::watch::kube::{
-    health::Reason,
-    ledger::Note,
-    wire::{self, Failure},
+use crate::{
+    limits,
+    watch::kube::{
+        health::Reason,
+        ledger::Note,
+        wire::{self, Failure},
+    },
 };
 
 /// Who is behind a field of an object, and behind an Event.
@@ -26,9 +31,15 @@ pub(super) enum WriteError {
     /// The object has changed since it was seen.
     #[error("the object has changed")]
     Stale,
-    /// Anything else.
+    /// Anything else, and the pause that the API server asks for.
     #[error("{0}")]
-    Failed(String),
+    Failed(String, Option<Duration>),
+}
+
+impl WriteError {
+    fn failed(failure: Failure) -> Self {
+        Self::Failed(failure.message, failure.retry_after)
+    }
 }
 
 pub(super) struct Writer {
@@ -56,7 +67,7 @@ impl Writer {
                 Err(WriteError::NoStatus)
             }
             Err(failure) if failure.reason == Reason::NotServed || failure.code == 409 => Err(WriteError::Stale),
-            Err(failure) => Err(WriteError::Failed(failure.message)),
+            Err(failure) => Err(WriteError::failed(failure)),
         }
     }
 
@@ -75,7 +86,10 @@ impl Writer {
     pub(super) async fn event(&self, event: &Event) -> Result<(), WriteError> {
         let mut body = event.body.clone();
         // Names of Events are the object's and the time, as client-go makes them.
-        let name = format!("{}.{:x}", event.name, Timestamp::now().as_nanosecond());
+        let rest = event.once.clone().unwrap_or_else(|| format!("{:x}", Timestamp::now().as_nanosecond()));
+        let end =
+            (0..=event.name.len().min(limits::EVENT_NAME_BYTES_MAX)).rev().find(|at| event.name.is_char_boundary(*at));
+        let name = format!("{}.{rest}", event.name[..end.unwrap_or(0)].trim_end_matches(['.', '-']));
         if let Some(fields) = body.as_object_mut() {
             fields.insert("apiVersion".to_owned(), "events.k8s.io/v1".into());
             fields.insert("kind".to_owned(), "Event".into());
@@ -85,9 +99,11 @@ impl Writer {
             fields.insert("reportingInstance".to_owned(), self.holder.chars().take(128).collect::<String>().into());
         }
         let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events?fieldManager={FIELD_MANAGER}", event.namespace);
-        self.send(Method::POST, &path, "application/json", &body)
-            .await
-            .map_err(|failure| WriteError::Failed(failure.message))
+        match self.send(Method::POST, &path, "application/json", &body).await {
+            // Whoever held the Lease before has told it.
+            Err(failure) if failure.code == 409 && event.once.is_some() => Ok(()),
+            sent => sent.map_err(WriteError::failed),
+        }
     }
 
     async fn send(&self, method: Method, path: &str, content: &str, body: &Value) -> Result<(), Failure> {

@@ -84,6 +84,11 @@ impl Access {
         self.default = stance;
     }
 
+    /// What holds where neither a TrafficTarget nor the namespace says anything.
+    pub(super) fn default_stance(&self) -> &Stance {
+        &self.default
+    }
+
     /// Takes a change in, and names the workloads whose plan may be another one.
     pub(super) fn take(
         &mut self,

@@ -2,8 +2,9 @@
 //! writer of status compares this with what should be there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,9 @@ use weft_crds::{
     object::{Kind, ObjectKey},
     parse::ParseError,
 };
+use weft_policy::names::ObjectRef;
+
+use crate::{limits, status::widened::Widened};
 
 /// A condition of an object (Kubernetes API conventions, "Typical status properties").
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +66,17 @@ pub struct Ledger {
     state: Mutex<State>,
 }
 
+/// A destination that nothing guards any more, to be told once by an Event.
+#[derive(Clone, Debug)]
+pub struct Widening {
+    /// The destination, and what guarded it.
+    pub widened: Widened,
+    /// Tells this time from every other one, the same on all nodes: UID and generation of the TrafficTarget.
+    pub id: String,
+    /// When it was noticed.
+    pub at: Instant,
+}
+
 /// The objects, and how far the agent is with them.
 #[derive(Debug, Default)]
 pub struct State {
@@ -69,6 +84,10 @@ pub struct State {
     pub notes: BTreeMap<ObjectKey, Note>,
     /// Counts what was noted.
     pub noted: u64,
+    /// What has to be told of destinations, oldest first.
+    pub widenings: VecDeque<Widening>,
+    /// TrafficTargets that have gone, until plans without them are in force.
+    gone: BTreeMap<ObjectKey, Note>,
     /// Changes that the watches handed over.
     handed: u64,
     /// Changes that are in force.
@@ -96,15 +115,46 @@ impl Ledger {
         state.noted += u64::from(!notes.is_empty());
         for (key, note) in notes {
             match note {
-                Some(note) => state.notes.insert(key, note),
-                None => state.notes.remove(&key),
-            };
+                Some(note) => drop(state.notes.insert(key, note)),
+                None => {
+                    if let Some(note) = state.notes.remove(&key)
+                        && key.kind == Kind::TrafficTarget
+                    {
+                        state.gone.insert(key, note);
+                    }
+                }
+            }
         }
     }
 
     /// A change is in force.
     pub fn applied(&self) {
-        self.state().applied += 1;
+        let mut state = self.state();
+        state.applied += 1;
+        if state.is_in_force() {
+            state.gone.clear();
+        }
+    }
+
+    /// These destinations are guarded by nothing any more. Returns how many are forgotten untold, because nobody tells.
+    pub fn widened(&self, found: Vec<Widened>) -> usize {
+        let mut state = self.state();
+        if state.handed == 0 {
+            // Objects come from somewhere else, where there is nobody to tell.
+            return 0;
+        }
+        for widened in found {
+            let key = |target: &ObjectRef| ObjectKey::new(Kind::TrafficTarget, &target.namespace, &target.name);
+            let note = widened.targets.iter().rev().find_map(|target| {
+                let key = key(target);
+                state.gone.get(&key).or_else(|| state.notes.get(&key))
+            });
+            let id = note.map(|note| format!("{}.{}", note.uid, note.generation)).unwrap_or_default();
+            state.widenings.push_back(Widening { widened, id, at: Instant::now() });
+        }
+        let excess = state.widenings.len().saturating_sub(limits::WIDENINGS_MAX);
+        state.widenings.drain(..excess);
+        excess
     }
 }
 

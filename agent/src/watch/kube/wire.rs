@@ -26,7 +26,7 @@ pub(crate) struct Failure {
     /// For people.
     pub(crate) message: String,
     /// The pause that the API server asks for.
-    pub(super) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
     /// The answer was longer than what is read of one.
     pub(super) too_large: bool,
 }
