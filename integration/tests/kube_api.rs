@@ -1,8 +1,19 @@
 //! The cluster of the harness is one that tests may trust: what the API server does is what a cluster does.
 
+use std::{
+    os::unix::fs::{PermissionsExt, symlink},
+    process::Command,
+};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_integration::{Cluster, command, kube::server::ADMIN};
+use weft_integration::{
+    Cluster, command,
+    kube::{
+        server::ADMIN,
+        tools::{ASSETS_VARIABLE, Server, Tools},
+    },
+};
 
 const SHOP: &str = "
 apiVersion: v1
@@ -103,5 +114,33 @@ fn the_server_tells_who_asked_for_what_in_the_words_of_rbac() -> Result<()> {
             && request.namespace == "kube-system"),
         "{seen:?}"
     );
+    Ok(())
+}
+
+/// Where there is no `kube-apiserver`, a script in its place takes its flags and runs the project's own server.
+#[test]
+fn the_binaries_of_envtest_are_used_where_the_environment_names_them() -> Result<()> {
+    let tools = Tools::find()?;
+    let assets = tempfile::tempdir()?;
+    symlink(&tools.etcd, assets.path().join("etcd"))?;
+    symlink(&tools.kubectl, assets.path().join("kubectl"))?;
+    let (flags, script) = (assets.path().join("flags"), assets.path().join("kube-apiserver"));
+    let run = match &tools.server {
+        Server::Upstream(program) => format!("exec {} \"$@\"", program.display()),
+        Server::Testapi(program) => format!(
+            "for flag; do case $flag in --etcd-servers=*) etcd=${{flag#*=}};; --secure-port=*) port=${{flag#*=}};; \
+             --cert-dir=*) certificates=${{flag#*=}};; esac; done\n\
+             exec {} --etcd \"$etcd\" --port \"$port\" --cert-dir \"$certificates\"",
+            program.display()
+        ),
+    };
+    std::fs::write(&script, format!("#!/bin/sh\necho \"$@\" > {}\n{run}\n", flags.display()))?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    let mut again = Command::new(std::env::current_exe()?);
+    again.args(["--exact", "a_watch_from_a_version_that_is_compacted_away_is_told_410"]);
+    let output = command::output(again.env(ASSETS_VARIABLE, assets.path()))?;
+    ensure!(output.contains("1 passed"), "{output}");
+    let flags = std::fs::read_to_string(flags).context("kube-apiserver was not started")?;
+    ensure!(flags.contains("--service-cluster-ip-range=") && flags.contains("--token-auth-file="), "{flags}");
     Ok(())
 }
