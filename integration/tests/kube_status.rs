@@ -71,9 +71,22 @@ fn holder(cluster: &Cluster) -> Result<String> {
     Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
 }
 
+fn delete_target(cluster: &Cluster, name: &str) -> Result<()> {
+    let path = format!("/apis/access.smi-spec.io/v1alpha3/namespaces/shop/traffictargets/{name}");
+    cluster.server.call("DELETE", &path, None).map(drop)
+}
+
+/// Events that the pods of a service account take everything now.
+fn widened(cluster: &Cluster, account: &str) -> Result<Vec<Value>> {
+    let mut found = events(cluster, account)?;
+    found.retain(|event| event["reason"] == "AccessWidened");
+    Ok(found)
+}
+
 #[test]
 fn one_agent_writes_only_what_is_news_and_the_next_one_writes_when_it_is_gone() -> Result<()> {
     let mut cluster = shop::open()?;
+    cluster.apply(&shop::target("guard", "stable", "client"))?;
     cluster.start_agent(AgentOptions::default())?;
     wait::until("the first agent to hold the Lease", IN_TIME, || {
         Ok(holder(&cluster)?.starts_with("node-a_").then_some(()))
@@ -104,6 +117,8 @@ fn one_agent_writes_only_what_is_news_and_the_next_one_writes_when_it_is_gone() 
     let news: Vec<_> = writes(&cluster, AGENT)?.split_off(before.len());
     ensure!(news.len() == 1 && news[0].name == "web" && news[0].subresource == "status", "{news:?}");
 
+    delete_target(&cluster, "guard")?;
+    wait::until("the deletion to be told", IN_TIME, || Ok((!widened(&cluster, "stable")?.is_empty()).then_some(())))?;
     cluster.take_agent()?.kill()?;
     cluster.apply(&bad_split("nowhere"))?;
     let found =
@@ -114,6 +129,115 @@ fn one_agent_writes_only_what_is_news_and_the_next_one_writes_when_it_is_gone() 
     ensure!(condition(&object, "Reviewed").is_some(), "conditions of others stay: {object}");
     let written = writes(&cluster, SECOND_AGENT)?;
     ensure!(written.iter().all(|request| request.name != "web"), "nothing about it is news: {written:?}");
+    // It saw the deletion, too, but that was told already.
+    ensure!(widened(&cluster, "stable")?.len() == 1, "{:?}", widened(&cluster, "stable")?);
+    Ok(())
+}
+
+/// One of each kind with a field that there is not.
+const BAD: [(&str, &str, &str, &str); 6] = [
+    (
+        "split.smi-spec.io/v1alpha4",
+        "TrafficSplit",
+        "trafficsplits",
+        "service: stable, backends: [{service: web-v1, weight: 1}]",
+    ),
+    (
+        "specs.smi-spec.io/v1alpha4",
+        "HTTPRouteGroup",
+        "httproutegroups",
+        "matches: [{name: a, pathRegex: /a, methods: [GET]}]",
+    ),
+    ("specs.smi-spec.io/v1alpha4", "TCPRoute", "tcproutes", "matches: {ports: [80]}"),
+    ("specs.smi-spec.io/v1alpha4", "UDPRoute", "udproutes", "matches: {ports: [53]}"),
+    ("access.smi-spec.io/v1alpha4", "IdentityBinding", "identitybindings", "schemes: {serviceAccount: web}"),
+    (
+        "access.smi-spec.io/v1alpha3",
+        "TrafficTarget",
+        "traffictargets",
+        "destination: {kind: ServiceAccount, name: none, namespace: shop}, \
+         sources: [{kind: ServiceAccount, name: client, namespace: shop}], rules: [{kind: TCPRoute, name: all}]",
+    ),
+];
+
+#[test]
+fn a_bad_object_of_any_kind_ends_in_a_condition_an_event_and_a_metric() -> Result<()> {
+    let mut cluster = shop::open()?;
+    cluster.start_agent(AgentOptions::default())?;
+    let problems = |cluster: &Cluster| -> Result<f64> {
+        let agent = cluster.agent()?;
+        Ok(agent.metric("weft_manifest_problems", &[])?
+            + agent.metric("weft_object_findings", &["severity=\"error\""])?)
+    };
+    let before = problems(&cluster)?;
+    for (version, kind, _, spec) in BAD {
+        cluster.server.apply(&format!(
+            "{{apiVersion: {version}, kind: {kind}, metadata: {{name: bad, namespace: shop}}, spec: {{extra: 1, {spec}}}}}"
+        ))?;
+    }
+    for (version, kind, plural, _) in BAD {
+        let path = format!("/apis/{version}/namespaces/shop/{plural}/bad");
+        let mut last = Value::Null;
+        wait::until(&format!("{kind} to be told of by a condition"), IN_TIME, || {
+            last = cluster.server.call("GET", &path, None)?;
+            let accepted = condition(&last, "Accepted");
+            let told = accepted.filter(|accepted| {
+                accepted["status"] == "False"
+                    && accepted["message"].as_str().is_some_and(|message| message.contains("extra"))
+            });
+            Ok(told.map(drop))
+        })
+        .with_context(|| format!("{last}"))?;
+        wait::until(&format!("{kind} to be told of by an Event"), IN_TIME, || {
+            let told = events(&cluster, "bad")?.into_iter().filter(|event| event["regarding"]["kind"] == kind);
+            Ok(told.into_iter().next().map(drop))
+        })?;
+    }
+    let after = problems(&cluster)?;
+    #[allow(clippy::cast_precision_loss, reason = "six")]
+    let wanted = before + BAD.len() as f64;
+    ensure!(after >= wanted, "{before} became {after}: {}", cluster.agent()?.metrics()?);
+    let told = events(&cluster, "bad")?;
+    ensure!(told.len() == BAD.len() && told.iter().all(|event| event["type"] == "Warning"), "{told:?}");
+    Ok(())
+}
+
+#[test]
+fn the_deletion_of_the_last_target_is_told_once_where_it_widens_access() -> Result<()> {
+    let mut cluster = shop::open()?;
+    cluster.apply(&shop::target("first", "web", "nobody"))?;
+    cluster.apply(&shop::target("second", "web", "nobody"))?;
+    cluster.apply(&shop::target("guard", "stable", "nobody"))?;
+    let stance = |word: Value| json!({"metadata": {"labels": {"weft.dev/default": word}}});
+    cluster.start_agent(AgentOptions::default())?;
+    cluster.wait_captured(NAMESPACE)?;
+    ensure!(shop::ask(&cluster, "web")?.0 == "403");
+
+    // One is left, which grants nobody anything: nothing got wider.
+    delete_target(&cluster, "first")?;
+    wait::until("the first target to be gone", IN_TIME, || {
+        Ok((cluster.agent()?.metric("weft_source_objects", &["kind=\"TrafficTarget\""])? == 2.0).then_some(()))
+    })?;
+    delete_target(&cluster, "second")?;
+    let found =
+        wait::until("an Event of what is open now", IN_TIME, || Ok(widened(&cluster, "web")?.into_iter().next()))?;
+    let note = found["note"].as_str().unwrap_or_default();
+    ensure!(note.contains("TrafficTarget shop/second") && !note.contains("first"), "{found}");
+    ensure!(found["type"] == "Warning" && found["regarding"]["kind"] == "ServiceAccount", "{found}");
+    ensure!(shop::ask(&cluster, "web")?.0 == "200", "it says what is so");
+    ensure!(cluster.agent()?.log().contains("no TrafficTarget selects this destination any more"));
+
+    // Where the stance denies, the last target that goes opens nothing.
+    cluster.server.call("PATCH", "/api/v1/namespaces/shop", Some(&stance(json!("deny"))))?;
+    wait::until("the stance to deny", IN_TIME, || Ok((shop::ask(&cluster, "web")?.0 == "403").then_some(())))?;
+    delete_target(&cluster, "guard")?;
+    wait::until("the last target to be gone", IN_TIME, || {
+        Ok((cluster.agent()?.metric("weft_source_objects", &["kind=\"TrafficTarget\""])? == 0.0).then_some(()))
+    })?;
+    // News for another object, which is written after whatever there was to tell of destinations.
+    cluster.apply(&bad_split("nobody"))?;
+    wait_condition(&cluster, "bad", "ResolvedRefs", "False", "nobody")?;
+    ensure!(widened(&cluster, "stable")?.is_empty());
     Ok(())
 }
 
