@@ -23,6 +23,9 @@ const IN_TIME: Duration = Duration::from_secs(60);
 /// What the agent is told of how long a connection may be without a sign of life.
 const LOST_AFTER: &str = "3";
 
+/// Makes the API server say nothing, or ends that.
+type Silence<'a> = &'a dyn Fn(bool) -> Result<()>;
+
 fn outage_s() -> f64 {
     std::env::var(OUTAGE_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(OUTAGE_S)
 }
@@ -118,7 +121,7 @@ fn connections_to_an_api_server_that_says_nothing_are_given_up_in_time_and_nothi
     let mut bystanders = Bystanders::start(&cluster)?;
     let before = generation(&cluster)?;
     let port = door.address().port();
-    let silences: [(&str, &dyn Fn(bool) -> Result<()>); 3] = [
+    let silences: [(&str, Silence); 3] = [
         ("the API server stands still", &|silent| cluster.server.freeze(silent)),
         ("what stands between answers for itself", &|silent| {
             door.set(if silent { Way::Mute } else { Way::Open });
