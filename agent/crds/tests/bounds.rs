@@ -24,8 +24,8 @@ use weft_policy::{
 
 /// What an API server takes at most, bytes (etcd's default request limit).
 const OBJECT_BYTES: usize = 1_500_000;
-/// For everything that is done at once here. Far above what it takes alone, for machines that are busy or slow.
-const TIME_MAX: Duration = Duration::from_secs(60);
+/// For everything that is done at once here. Far above the two seconds that it takes at most, for machines that are busy or slow.
+const TIME_MAX: Duration = Duration::from_secs(300);
 const HTTP: u16 = 8080;
 
 /// Objects, and what is in force of them.
