@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod cni;
 pub mod command;
+pub mod container;
 pub mod effect;
 pub mod http;
 pub mod kube;

@@ -42,7 +42,7 @@ const TOOLS: [Tool; 8] = [
 ];
 
 /// Real servers and clients, which tests run in pods as they are.
-const PROGRAMS: [Tool; 10] = [
+const PROGRAMS: [Tool; 11] = [
     ("nginx", "nginx", "serves HTTP/1.1, HTTP/2 and TLS in a pod"),
     ("haproxy", "haproxy", "notes the requests that it reads, as nginx does with another parser"),
     ("openssl", "openssl", "makes the certificate of a server whose TLS passes through"),
@@ -51,6 +51,7 @@ const PROGRAMS: [Tool; 10] = [
     ("redis-benchmark", "redis-tools", "is a pipelining client of redis"),
     ("mariadbd", "mariadb-server-core", "is a server that speaks first"),
     ("mariadb", "mariadb-client-core", "is the client of MariaDB"),
+    ("runc", "runc", "runs the agent in a container, as the chart says"),
     ("h2load", "nghttp2-client", "loads HTTP/2 with many connections and streams"),
     ("wrk", "wrk", "loads HTTP/1.1 with many connections"),
 ];
