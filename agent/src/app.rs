@@ -214,7 +214,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         match plugin.remove() {
             Ok(files) => tracing::info!(?files, "the CNI plugin is removed"),
             Err(error) => {
-                tracing::error!(error = %Chain(&error), "the CNI plugin cannot be removed; it lets every pod start at once")
+                tracing::error!(error = %Chain(&error), "the CNI plugin cannot be removed; it lets every pod start at once");
             }
         }
     }

@@ -26,10 +26,10 @@ pub(crate) fn undo_capture(places: &Places) {
             );
         }
         Ok(report) => {
-            tracing::error!(errors = ?report.errors, "weft is removed, but not all that it did on this node could be undone")
+            tracing::error!(errors = ?report.errors, "weft is removed, but not all that it did on this node could be undone");
         }
         Err(error) => {
-            tracing::error!(error = %Chain(&error), "weft is removed, but what it did on this node is not undone")
+            tracing::error!(error = %Chain(&error), "weft is removed, but what it did on this node is not undone");
         }
     }
 }

@@ -139,7 +139,7 @@ fn the_first_packet_of_a_pod_goes_by_policy() -> Result<()> {
     // In: its namespace denies what nothing grants. Nobody else knows its address yet.
     let server = friend.serve(&["--http", "8080"])?;
     let answers = load(&stranger, &["--to", &format!("{}:8080", friend.ipv4())])?;
-    ensure!(answers.statuses.get(&200).is_none(), "{answers:?}");
+    ensure!(!answers.statuses.contains_key(&200), "{answers:?}");
     ensure!(server.stats()?.connections() == 0, "it has seen nothing");
     ensure!(stage.questions("captured")? == 2.0);
 
