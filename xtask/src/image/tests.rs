@@ -76,7 +76,7 @@ fn everything_that_the_chart_mounts_has_a_place_in_the_image() {
     assert!(mounts.len() >= 7, "{mounts:?}");
     // What is mounted inside of another mount has its place there.
     let is_inside = |mount: &str| mounts.iter().any(|other| mount.starts_with(&format!("{other}/")));
-    for mount in mounts.iter().filter(|mount| !is_inside(mount)) {
+    for mount in mounts.iter().copied().filter(|mount| !is_inside(mount)) {
         // A value; this is what it is if nobody says otherwise.
         let path = if mount.starts_with('/') { mount } else { "/run/weft" };
         assert!(DIRECTORIES.contains(&path.trim_start_matches('/')), "{mount}");
