@@ -57,12 +57,6 @@ pub enum PatternError {
         /// The limit.
         max: usize,
     },
-    /// It is too much with the others of its object.
-    #[error("the regexes of this object compile to more than {max} bytes together")]
-    TooLargeTogether {
-        /// The limit.
-        max: usize,
-    },
     /// It is no regular expression.
     #[error("the regex does not compile: {0}")]
     Syntax(String),
@@ -76,7 +70,7 @@ pub fn check(pattern: &str) -> Result<(), PatternError> {
     Checks::default().check(pattern)
 }
 
-/// Whether the patterns of one object are accepted, each and together, in bounded time.
+/// Whether the patterns of one object are accepted, in bounded time.
 #[derive(Debug)]
 pub struct Checks {
     known: HashMap<String, Result<(), PatternError>>,
@@ -90,23 +84,21 @@ impl Default for Checks {
 }
 
 impl Checks {
-    /// Whether a further pattern is accepted. A pattern that is given again costs nothing.
+    /// Whether a further pattern is accepted. A pattern that is given again costs nothing; one that comes after as much as a table may
+    /// have is not looked at, because its match holds for nothing, as compilation tells.
     ///
     /// # Errors
-    /// When it does not compile or is over a limit, or together with those before it.
+    /// When it does not compile or is over a limit.
     pub fn check(&mut self, pattern: &str) -> Result<(), PatternError> {
         if let Some(known) = self.known.get(pattern) {
             return known.clone();
         }
         if self.bytes_left == 0 {
-            return Err(PatternError::TooLargeTogether { max: limits::TABLE_AUTOMATA_BYTES_MAX });
+            return Ok(());
         }
         let nfa = nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX);
-        let left = self.bytes_left.checked_sub(built_bytes(&nfa));
-        self.bytes_left = left.unwrap_or_default();
-        let accepted = nfa.map(drop).and_then(|()| {
-            left.map(drop).ok_or(PatternError::TooLargeTogether { max: limits::TABLE_AUTOMATA_BYTES_MAX })
-        });
+        self.bytes_left = self.bytes_left.saturating_sub(built_bytes(&nfa));
+        let accepted = nfa.map(drop);
         self.known.insert(pattern.to_owned(), accepted.clone());
         accepted
     }
@@ -116,7 +108,7 @@ impl Checks {
 pub(crate) fn built_bytes(nfa: &Result<NFA, PatternError>) -> usize {
     match nfa {
         Ok(nfa) => nfa.memory_usage(),
-        Err(PatternError::TooLarge { max } | PatternError::TooLargeTogether { max }) => *max,
+        Err(PatternError::TooLarge { max }) => *max,
         // The parser has read it, and no automaton was begun.
         Err(PatternError::TooLong { .. } | PatternError::Syntax(_)) => 0,
     }
@@ -204,6 +196,9 @@ impl Default for Budget {
 impl Pattern {
     /// Compiles a pattern within its table's budget.
     pub(crate) fn new(pattern: &str, anchor: Anchor, budget: &mut Budget) -> Result<Self, PatternError> {
+        if budget.automata_bytes == 0 {
+            return Err(PatternError::TooLarge { max: limits::TABLE_AUTOMATA_BYTES_MAX });
+        }
         let nfa = nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX);
         let bytes = built_bytes(&nfa);
         budget.built_bytes += bytes;
