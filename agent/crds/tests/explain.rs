@@ -90,6 +90,7 @@ fn question(source: &str, destination: &str, request: Asked<'_>) -> Question {
         source: source.into(),
         destination: destination.into(),
         namespace: "shop".into(),
+        udp: false,
         request: request.map(|(method, path, headers)| RequestQuestion {
             method: method.into(),
             path: path.into(),
@@ -175,7 +176,15 @@ fn destinations_are_found_by_every_name() {
         let error = explain(&compiler, &question(source, "web", None)).unwrap_err();
         assert!(matches!(error, QuestionError::Source(..)), "{source}: {error}");
     }
-    for request in [("G T", "/", ""), ("GET", "x", ""), ("GET", "/", "a b")] {
+    for request in [
+        ("G T", "/", ""),
+        ("GET", "x", ""),
+        ("GET", "/", "a b"),
+        ("CONNECT", "/", ""),
+        ("GET", "/a%2fb", ""),
+        ("GET", "/a/..;/b", ""),
+        ("GET", "/a#b", ""),
+    ] {
         let headers = [(request.2, "v")];
         let headers: &[(&str, &str)] = if request.2.is_empty() { &[] } else { &headers };
         let error = explain(&compiler, &question("outside", "web", Some((request.0, request.1, headers)))).unwrap_err();
@@ -229,4 +238,105 @@ fn each_target_says_why_it_grants_or_what_is_missing() {
     // The split asks each chosen endpoint: v1 denies, v2 is not selected.
     let split = ask(&compiler, "other-1", "web", Some(("GET", "/", &[])));
     assert_eq!(split.outcome, Outcome::SomeEndpoints);
+}
+
+fn target(destination: Value, sources: Value, rules: Value) -> Value {
+    json!({
+        "apiVersion": "access.smi-spec.io/v1alpha4", "kind": "TrafficTarget",
+        "metadata": {"namespace": "shop", "name": "target"},
+        "spec": {"destination": destination, "sources": sources, "rules": rules},
+    })
+}
+
+#[test]
+fn a_path_is_asked_for_in_the_form_in_which_the_proxy_would_forward_it() {
+    let mut documents = shop();
+    documents.push(json!({
+        "apiVersion": "specs.smi-spec.io/v1alpha4", "kind": "HTTPRouteGroup",
+        "metadata": {"namespace": "shop", "name": "api"},
+        "spec": {"matches": [{"name": "read", "pathRegex": "/api/"}]},
+    }));
+    documents.push(target(
+        json!({"kind": "ServiceAccount", "name": "v1"}),
+        json!([{"kind": "ServiceAccount", "name": "client"}]),
+        json!([{"kind": "HTTPRouteGroup", "name": "api"}]),
+    ));
+    let compiler = compiled(documents);
+    for (path, outcome, seen) in [
+        ("/api/x", Outcome::Allowed, None),
+        ("/x/..//%61pi/x?y=/../z", Outcome::Allowed, Some("/api/x")),
+        ("/api/../admin", Outcome::Denied, Some("/admin")),
+        ("/api/%2e%2e/admin", Outcome::Denied, Some("/admin")),
+    ] {
+        let answer = ask(&compiler, "client-1", "v1", Some(("GET", path, &[])));
+        assert_eq!(answer.outcome, outcome, "{path}: {answer:?}");
+        let told = answer.notes.iter().find_map(|note| note.strip_prefix("rules and the server see the path "));
+        assert_eq!(told, seen, "{path}");
+    }
+}
+
+#[test]
+fn datagrams_are_asked_of_the_engine_and_are_granted_by_udp_routes_alone() {
+    let mut documents = shop();
+    for (kind, name, ports) in [("UDPRoute", "dns", json!([53])), ("TCPRoute", "dns", json!([53, 54]))] {
+        documents.push(json!({
+            "apiVersion": "specs.smi-spec.io/v1alpha4", "kind": kind, "metadata": {"namespace": "shop", "name": name},
+            "spec": {"matches": {"ports": ports}},
+        }));
+    }
+    documents.push(target(
+        json!({"kind": "ServiceAccount", "name": "v1"}),
+        json!([{"kind": "ServiceAccount", "name": "client"}]),
+        json!([{"kind": "UDPRoute", "name": "dns"}, {"kind": "TCPRoute", "name": "dns"}]),
+    ));
+    let compiler = compiled(documents);
+    let udp = |source: &str, destination: &str, request| {
+        explain(&compiler, &Question { udp: true, ..question(source, destination, request) })
+    };
+    for (source, destination, outcome, why) in [
+        ("client-1", "v1-1:53", Outcome::Allowed, "it grants whatever is sent"),
+        ("client-1", "10.0.1.1:53", Outcome::Allowed, "it grants whatever is sent"),
+        ("client-1", "v1-1:54", Outcome::Denied, "UDP port 54 is not among its UDP ports (53)"),
+        ("other-1", "v1-1:53", Outcome::Denied, "service account shop/other is not among its sources (shop/client)"),
+        ("outside", "v1-1:53", Outcome::Denied, "nobody knows who asks"),
+    ] {
+        let answer = udp(source, destination, None).unwrap();
+        assert_eq!(answer.outcome, outcome, "{source} {destination}: {answer:?}");
+        assert_eq!(answer.backends[0].endpoints[0].targets[0].why, why);
+        assert!(answer.destination.udp);
+    }
+    assert_eq!(udp("client-1", "v2-1:53", None).unwrap().outcome, Outcome::Allowed, "no target selects it");
+    assert!(matches!(udp("client-1", "web", None), Err(QuestionError::Destination(..))));
+    assert!(matches!(udp("client-1", "v1-1:53", Some(("GET", "/", &[]))), Err(QuestionError::Request(..))));
+    assert_eq!(ask(&compiler, "client-1", "v1-1:54", None).outcome, Outcome::Allowed, "TCP has routes of its own");
+}
+
+#[test]
+fn what_is_granted_by_label_is_told_to_those_who_ask_by_account() {
+    let mut documents = shop();
+    documents.push(json!({
+        "apiVersion": "access.smi-spec.io/v1alpha4", "kind": "IdentityBinding",
+        "metadata": {"namespace": "shop", "name": "clients"},
+        "spec": {"schemes": {"podLabelSelector": {"matchLabels": {"app": "client"}}}},
+    }));
+    documents.push(json!({
+        "apiVersion": "specs.smi-spec.io/v1alpha4", "kind": "TCPRoute", "metadata": {"namespace": "shop", "name": "all"},
+        "spec": {},
+    }));
+    documents.push(target(
+        json!({"kind": "ServiceAccount", "name": "v1"}),
+        json!([{"kind": "IdentityBinding", "name": "clients"}]),
+        json!([{"kind": "TCPRoute", "name": "all"}]),
+    ));
+    let compiler = compiled(documents);
+    for (source, outcome, why) in [
+        ("client-1", Outcome::Allowed, "it grants whatever is said"),
+        ("other-1", Outcome::Denied, "and the pod is none of the 1 known here that an IdentityBinding means by label"),
+        ("sa:shop/client", Outcome::Denied, "ask with NAMESPACE/POD as the source"),
+    ] {
+        let answer = ask(&compiler, source, "v1", None);
+        assert_eq!(answer.outcome, outcome, "{source}: {answer:?}");
+        let told = &answer.backends[0].endpoints[0].targets[0].why;
+        assert!(told.contains(why), "{source}: {told}");
+    }
 }

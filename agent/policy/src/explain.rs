@@ -10,6 +10,7 @@ use crate::{
     compile::Compiler,
     diagnostic::Diagnostic,
     names::{ObjectRef, ServiceAccountKey, ServiceKey},
+    path,
     plan::AppProtocol,
 };
 
@@ -30,6 +31,9 @@ pub struct Question {
     pub namespace: String,
     /// The request; `None` for the connection alone.
     pub request: Option<RequestQuestion>,
+    /// Datagrams instead of a connection.
+    #[serde(default)]
+    pub udp: bool,
 }
 
 /// The request that somebody wants to know about.
@@ -111,6 +115,9 @@ pub struct DestinationAnswer {
     pub port: u16,
     /// What the port speaks.
     pub protocol: AppProtocol,
+    /// Whether datagrams are asked for.
+    #[serde(default)]
+    pub udp: bool,
 }
 
 /// A rule.
@@ -179,8 +186,11 @@ pub struct TargetAnswer {
 /// A request that is well-formed.
 pub(crate) struct Request {
     method: Method,
+    /// In the form in which rules see it.
     path: String,
     headers: HeaderMap,
+    /// Whether that is another form than the one that was given.
+    changed: bool,
 }
 
 impl Request {
@@ -188,10 +198,15 @@ impl Request {
         let error = |message: String| QuestionError::Request(message);
         let method = Method::from_bytes(question.method.as_bytes())
             .map_err(|_| error(format!("{:?} is no method", question.method)))?;
-        if !question.path.starts_with('/') {
-            return Err(error(format!("path {:?} must begin with a slash", question.path)));
+        if method == Method::CONNECT {
+            return Err(error("CONNECT is refused as a bad request, whoever asks".to_owned()));
         }
-        let path = question.path.split(['?', '#']).next().unwrap_or_default().to_owned();
+        // As the proxy does it before anything looks at a request.
+        let given = question.path.split('?').next().unwrap_or_default();
+        let canonical = path::canonical(given)
+            .map_err(|why| error(format!("{given:?} is refused as a bad request, whoever asks: {why}")))?;
+        let changed = canonical.is_some();
+        let path = canonical.unwrap_or_else(|| given.to_owned());
         let mut headers = HeaderMap::new();
         for (name, value) in &question.headers {
             let header = HeaderName::from_bytes(name.as_bytes())
@@ -200,11 +215,11 @@ impl Request {
                 .map_err(|_| error(format!("the value of header {name:?} is none that HTTP allows")))?;
             headers.append(header, value);
         }
-        Ok(Self { method, path, headers })
+        Ok(Self { method, path, headers, changed })
     }
 }
 
-/// Answers from the plans that a compiler holds.
+/// Answers from the plans that a compiler holds. A path is read as the proxy reads it.
 ///
 /// # Errors
 /// When the question names something that is not known, or asks for no request that could exist.
@@ -212,7 +227,19 @@ pub fn explain(compiler: &Compiler, question: &Question) -> Result<Answer, Quest
     let source = resolve::source(compiler.ir(), question)?;
     let destination = resolve::destination(compiler, question)?;
     let request = question.request.as_ref().map(Request::new).transpose()?;
+    if question.udp {
+        if request.is_some() {
+            return Err(QuestionError::Request("datagrams carry no requests".to_owned()));
+        }
+        if matches!(destination, resolve::Target::Service(_)) {
+            let why = "datagrams are decided at pods, not at Services: give POD:PORT, or the pod's IP:PORT";
+            return Err(QuestionError::Destination(question.destination.clone(), why.to_owned()));
+        }
+    }
     let mut notes = Vec::new();
+    if let Some(request) = request.as_ref().filter(|request| request.changed) {
+        notes.push(format!("rules and the server see the path {}", request.path));
+    }
     let carried = destination.protocol() != AppProtocol::Tcp && destination.protocol() != AppProtocol::Tls;
     if request.is_some() && !carried {
         notes.push(format!(
@@ -223,7 +250,8 @@ pub fn explain(compiler: &Compiler, question: &Question) -> Result<Answer, Quest
     }
     let request = request.filter(|_| carried);
     let (route, backends) = route::follow(&destination, &source, request.as_ref(), &mut notes);
-    let asked = access::Asked { compiler, source: &source, request: request.as_ref(), opaque: !carried };
+    let asked =
+        access::Asked { compiler, source: &source, request: request.as_ref(), opaque: !carried, udp: question.udp };
     let backends: Vec<BackendAnswer> = backends.into_iter().map(|backend| asked.backend(backend, &mut notes)).collect();
     let (outcome, summary) = access::sum(&backends);
     let mut named: Vec<&ObjectRef> = route.iter().map(|route| &route.origin).collect();
@@ -242,7 +270,7 @@ pub fn explain(compiler: &Compiler, question: &Question) -> Result<Answer, Quest
         outcome,
         summary,
         source: source.answer(),
-        destination: destination.answer(),
+        destination: DestinationAnswer { udp: question.udp, ..destination.answer() },
         route,
         backends,
         notes,

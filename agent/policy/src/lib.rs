@@ -11,6 +11,7 @@ pub mod ir;
 pub mod limits;
 pub mod matcher;
 pub mod names;
+pub mod path;
 pub mod pattern;
 pub mod plan;
 pub mod shared_map;

@@ -11,7 +11,6 @@ pub(crate) mod grpc;
 pub(crate) mod hop;
 pub(crate) mod host;
 pub(crate) mod link;
-pub(crate) mod path;
 pub(crate) mod reserved;
 pub(crate) mod scan;
 pub(crate) mod server;

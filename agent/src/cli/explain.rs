@@ -10,10 +10,14 @@ use weft_crds::{
 use weft_policy::{
     compile::Compiler,
     explain::{Answer, BackendAnswer, EndpointAnswer, Outcome, Question, QuestionError, RequestQuestion, explain},
+    inbound::Stance,
 };
 
 use super::files::{self, FilesError};
-use crate::{config::OutputFormat, report};
+use crate::{
+    config::{DefaultStance, OutputFormat},
+    report,
+};
 
 /// `weft explain`.
 #[derive(Clone, Debug, clap::Args)]
@@ -36,6 +40,13 @@ pub struct ExplainArgs {
     /// Namespace of names that have none.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
+    /// Datagrams (UDP) to a pod's port, instead of a connection.
+    #[arg(long, conflicts_with = "method")]
+    pub udp: bool,
+    /// What holds in these manifests where no TrafficTarget selects a pod and its namespace does not say: as the agent's option of
+    /// this name.
+    #[arg(long, value_enum, requires = "manifests", default_value_t)]
+    pub default_stance: DefaultStance,
     /// Ask these manifests instead of the agent. What is not used of them is told by `weft lint`.
     #[arg(long, value_name = "FILE|DIR|-")]
     pub manifests: Vec<PathBuf>,
@@ -50,6 +61,7 @@ impl ExplainArgs {
             source: self.source.clone(),
             destination: self.destination.clone(),
             namespace: self.namespace.clone(),
+            udp: self.udp,
             request: request.map(|(method, path)| RequestQuestion {
                 method: method.clone(),
                 path: path.clone(),
@@ -89,6 +101,7 @@ pub fn offline(args: &ExplainArgs) -> Result<Answer, ExplainError> {
     let mut store = ObjectStore::default();
     let dirty = store.apply(events);
     let mut compiler = Compiler::default();
+    compiler.set_default_stance(Stance { deny: args.default_stance == DefaultStance::Deny, origin: None });
     compiler.apply(lower(&store, &dirty));
     Ok(explain(&compiler, &args.question())?)
 }
@@ -126,7 +139,7 @@ pub fn show(answer: &Answer, format: OutputFormat) -> String {
         "\nto     {}, port {} ({})\n",
         destination.object,
         destination.port,
-        destination.protocol.as_str()
+        if destination.udp { "udp" } else { destination.protocol.as_str() }
     ));
     match &answer.route {
         None => out.push_str("route  none: a pod's own address is not routed\n"),

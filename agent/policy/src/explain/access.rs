@@ -37,6 +37,8 @@ pub(super) struct Asked<'a> {
     pub(super) request: Option<&'a Request>,
     /// The port is declared to speak something that weft does not look into.
     pub(super) opaque: bool,
+    /// Datagrams are asked for.
+    pub(super) udp: bool,
 }
 
 impl Asked<'_> {
@@ -128,11 +130,15 @@ impl Asked<'_> {
     }
 
     fn verdict(&self, plan: &InboundPlan, source: Option<inbound::Source<'_>>, port: u16) -> (Outcome, Basis) {
-        if let Some(head) = self.head() {
-            return match plan.request(source, port, &head) {
-                Verdict::Allow(basis) => (Outcome::Allowed, basis),
-                Verdict::Deny(basis) => (Outcome::Denied, basis),
-            };
+        let certain = if self.udp {
+            Some(plan.udp(source, port))
+        } else {
+            self.head().map(|head| plan.request(source, port, &head))
+        };
+        match certain {
+            Some(Verdict::Allow(basis)) => return (Outcome::Allowed, basis),
+            Some(Verdict::Deny(basis)) => return (Outcome::Denied, basis),
+            None => {}
         }
         match plan.connection(source, port) {
             ConnectionVerdict::Allow(basis) => (Outcome::Allowed, basis),
@@ -180,18 +186,32 @@ impl Asked<'_> {
         if !listed {
             let sources: Vec<String> = grant.accounts.iter().take(NAMED_MAX).map(ToString::to_string).collect();
             let sources = match (sources.is_empty(), grant.accounts.len().saturating_sub(NAMED_MAX)) {
-                (true, _) => "nobody's".to_owned(),
+                (true, _) => "no account".to_owned(),
                 (false, 0) => sources.join(", "),
                 (false, more) => format!("{} and {more} more", sources.join(", ")),
             };
-            return (false, format!("service account {} is not among its sources ({sources})", source.account));
+            let mut why = format!("service account {} is not among its sources ({sources})", source.account);
+            match (grant.workloads.len(), workload) {
+                (0, _) => {}
+                (count, Some(_)) => {
+                    why.push_str(&format!(", and the pod is none of the {count} known here that an IdentityBinding means by label"));
+                }
+                (count, None) => why.push_str(&format!(
+                    ", but {count} pods known here are, by label through an IdentityBinding: ask with NAMESPACE/POD as the source"
+                )),
+            }
+            return (false, why);
         }
-        if let Some(ports) = &grant.ports
+        let (ports, protocol) = if self.udp { (&grant.udp_ports, "UDP") } else { (&grant.ports, "TCP") };
+        if let Some(ports) = ports
             && ports.binary_search(&port).is_err()
         {
             let ports: Vec<String> = ports.iter().take(NAMED_MAX).map(ToString::to_string).collect();
-            let ports = if ports.is_empty() { "no TCP port".to_owned() } else { format!("port {}", ports.join(", ")) };
-            return (false, format!("port {port} is not among its ports (it grants {ports})"));
+            let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
+            return (false, format!("{protocol} port {port} is not among its {protocol} ports ({ports})"));
+        }
+        if self.udp {
+            return (true, "it grants whatever is sent".to_owned());
         }
         let Some(requests) = &grant.requests else { return (true, "it grants whatever is said".to_owned()) };
         let texts: Vec<String> = (0..requests.len()).flat_map(|rule| requests.text(rule).iter().cloned()).collect();

@@ -85,7 +85,7 @@ impl Target {
             Self::Service(plan) => plan.service.object(),
             Self::Pod { pod, .. } => ObjectRef::new("Pod", &pod.namespace, &pod.name),
         };
-        DestinationAnswer { object, port: self.port(), protocol: self.protocol() }
+        DestinationAnswer { object, port: self.port(), protocol: self.protocol(), udp: false }
     }
 }
 

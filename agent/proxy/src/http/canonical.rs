@@ -7,8 +7,10 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
+use weft_policy::path;
+
 use crate::{
-    http::{host, path, reserved, scan::Fault},
+    http::{host, reserved, scan::Fault},
     limits,
     reply::{LocalReply, Reason},
 };

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Why a path is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ambiguity {
+pub enum Ambiguity {
     /// A byte that no path may hold: a space, a control character, beyond ASCII, or `#`.
     Byte(u8),
     /// `\`, which some servers read as `/`.
@@ -44,7 +44,10 @@ impl fmt::Display for Ambiguity {
 }
 
 /// The canonical form of a path; `None` if that is how it came. Idempotent.
-pub(crate) fn canonical(path: &str) -> Result<Option<String>, Ambiguity> {
+///
+/// # Errors
+/// When servers would read it in different ways.
+pub fn canonical(path: &str) -> Result<Option<String>, Ambiguity> {
     if scan(path.as_bytes())? {
         return Ok(None);
     }
