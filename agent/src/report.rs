@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    admin::api::{Detected, Pod, Service, ServiceRoutes, Status},
+    admin::api::{Detected, Pod, PodAccess, Service, ServiceRoutes, Status},
     capture::CleanupReport,
     config::OutputFormat,
 };
@@ -232,6 +232,53 @@ pub fn routes(services: &[ServiceRoutes]) -> String {
                 matches,
                 if backends.is_empty() { "none: answers 503".to_owned() } else { backends.join("\n") },
                 if route.matches.is_none() { String::new() } else { route.engine.clone() },
+            ]);
+        }
+    }
+    table.to_string()
+}
+
+/// `weft access`.
+#[must_use]
+pub fn access_of(pods: &[PodAccess]) -> String {
+    let mut table = table(&["POD", "ACCOUNT", "BY", "SOURCES", "TCP", "UDP", "REQUESTS", "ENGINE"]);
+    let ports = |ports: &Option<Vec<u16>>| match ports {
+        None => "all".to_owned(),
+        Some(ports) => or_dash(&ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")).to_owned(),
+    };
+    for pod in pods {
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        if !pod.meshed || pod.targets.is_empty() {
+            let by = match &pod.stance_origin {
+                _ if !pod.meshed => "nothing: not captured".to_owned(),
+                Some(origin) => format!("{} {}", origin.kind, origin.name),
+                None => "default".to_owned(),
+            };
+            let (sources, said) =
+                if !pod.meshed || pod.stance == "allow" { ("anybody", "all") } else { ("nobody", "-") };
+            table.add_row([name.as_str(), &pod.account, &by, sources, said, said, "", ""]);
+            continue;
+        }
+        for target in &pod.targets {
+            let mut sources = target.accounts.clone();
+            if !target.pods.is_empty() {
+                sources.push(format!("{} pods by label", target.pods.len()));
+            }
+            let sources = if sources.is_empty() { "nobody".to_owned() } else { sources.join("\n") };
+            let requests = match &target.requests {
+                None => String::new(),
+                Some(requests) if requests.is_empty() => "none".to_owned(),
+                Some(requests) => requests.join("\nor "),
+            };
+            table.add_row([
+                name.as_str(),
+                &pod.account,
+                &format!("{} {}", target.origin.kind, target.origin.name),
+                &sources,
+                &ports(&target.tcp_ports),
+                &ports(&target.udp_ports),
+                &requests,
+                target.engine.as_deref().unwrap_or_default(),
             ]);
         }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::{
     command, http, limits,
@@ -196,6 +197,15 @@ impl Agent {
     pub fn routes(&self) -> Result<Vec<ServiceRoutes>> {
         let text = weft(&self.node, &["routes"])?;
         serde_json::from_str(&text).with_context(|| format!("cannot read the routes:\n{text}"))
+    }
+
+    /// What `weft access` says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn access(&self) -> Result<Vec<Value>> {
+        let text = weft(&self.node, &["access"])?;
+        serde_json::from_str(&text).with_context(|| format!("cannot read what may reach whom:\n{text}"))
     }
 
     /// What `weft services` says.

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use weft_integration::{
     Pod, PodSpec, Shop, command,
     objects::{
@@ -130,6 +131,12 @@ fn a_target_grants_what_it_says_on_every_path_and_nothing_else() -> Result<()> {
     assert_eq!(ask(&stage.shop.client, &format!("{vip}/who"), &["-X", "POST"])?, denied());
     let answer = stage.shop.curl(&[&format!("{vip}/status/204")])?;
     assert!(answer.contains("not granted by TrafficTarget shop/web"), "{answer:?}");
+    let shown = stage.shop.agent()?.access()?;
+    let of = |name: &str| shown.iter().find(|pod| pod["name"] == name).context("not shown");
+    let grant = &of(stage.web()?.name())?["targets"][0];
+    assert_eq!((&grant["accounts"], &grant["tcp_ports"]), (&json!(["shop/client"]), &Value::Null), "{grant}");
+    assert_eq!(grant["requests"].as_array().map(Vec::len), Some(2), "{grant}");
+    assert_eq!((&of("client")?["stance"], &of("client")?["targets"]), (&json!("allow"), &json!([])));
     // Requests were granted, and nothing else.
     for from in [&stage.shop.client, &stage.other, &stage.outsider] {
         for to in [stage.shop.service("web", ASK)?, format!("{}:{ASK}", stage.web()?.ipv4())] {

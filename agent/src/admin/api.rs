@@ -217,6 +217,46 @@ pub struct Backend {
     pub ready: usize,
 }
 
+/// `GET /access`: what may reach one pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodAccess {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Its service account.
+    pub account: String,
+    /// Whether it is captured or meant to be: nothing is enforced for other pods.
+    pub meshed: bool,
+    /// What holds where no TrafficTarget selects it: `allow` or `deny`.
+    pub stance: String,
+    /// The namespace that says so; `null` for the agent's default.
+    pub stance_origin: Option<Object>,
+    /// The TrafficTargets that select it: everything that none of them grants is denied.
+    pub targets: Vec<TargetAccess>,
+}
+
+/// What one TrafficTarget grants at a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TargetAccess {
+    /// The TrafficTarget.
+    pub origin: Object,
+    /// Whether it grants anything: one that is invalid selects and grants nothing.
+    pub grants: bool,
+    /// Service accounts, as `namespace/name`.
+    pub accounts: Vec<String>,
+    /// Pods by UID that an IdentityBinding means by label, of those that are known here.
+    pub pods: Vec<String>,
+    /// TCP ports; `null` for all.
+    pub tcp_ports: Option<Vec<u16>>,
+    /// UDP ports; `null` for all.
+    pub udp_ports: Option<Vec<u16>>,
+    /// Any of these requests, an empty list being none at all; `null` for whatever is said.
+    pub requests: Option<Vec<String>>,
+    /// How its requests are matched; `null` where it does not look at requests.
+    pub engine: Option<String>,
+}
+
 /// What `drain` and `log-level` answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Done {

@@ -9,7 +9,7 @@ use weft_policy::{
     ir::FailMode,
     names::ObjectRef,
     plan::{AppProtocol, Balance, OutboundPlan},
-    view::PlanRule,
+    view::{GrantView, PlanRule},
 };
 use weft_proxy::learnt::{LearntKey, LearntRow};
 
@@ -146,6 +146,59 @@ fn object(object: &ObjectRef) -> api::Object {
         kind: object.kind.to_string(),
         namespace: object.namespace.to_string(),
         name: object.name.to_string(),
+    }
+}
+
+/// `GET /access`.
+#[must_use]
+pub fn access(shared: &Shared) -> Vec<api::PodAccess> {
+    let snapshot = shared.snapshots.load();
+    let compiler = shared.compiler();
+    let pods = snapshot.inbound.iter().filter_map(|(id, plan)| {
+        let pod = compiler.ir().workloads.get(id)?;
+        let plan = plan.describe();
+        let targets = plan.selected_by.iter().flat_map(|origin| {
+            let mut grants: Vec<api::TargetAccess> =
+                plan.grants.iter().filter(|grant| grant.origin == *origin).map(target_access).collect();
+            if grants.is_empty() {
+                grants.push(api::TargetAccess {
+                    origin: object(origin),
+                    grants: false,
+                    accounts: Vec::new(),
+                    pods: Vec::new(),
+                    tcp_ports: Some(Vec::new()),
+                    udp_ports: Some(Vec::new()),
+                    requests: None,
+                    engine: None,
+                });
+            }
+            grants
+        });
+        Some(api::PodAccess {
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+            account: pod.service_account.to_string(),
+            meshed: pod.meshed,
+            stance: if plan.stance.deny { "deny" } else { "allow" }.to_owned(),
+            stance_origin: plan.stance.origin.as_deref().map(object),
+            targets: targets.collect(),
+        })
+    });
+    let mut pods: Vec<api::PodAccess> = pods.collect();
+    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    pods
+}
+
+fn target_access(grant: &GrantView) -> api::TargetAccess {
+    api::TargetAccess {
+        origin: object(&grant.origin),
+        grants: true,
+        accounts: grant.accounts.iter().map(ToString::to_string).collect(),
+        pods: grant.workloads.iter().map(ToString::to_string).collect(),
+        tcp_ports: grant.tcp_ports.clone(),
+        udp_ports: grant.udp_ports.clone(),
+        requests: grant.requests.clone(),
+        engine: grant.engine.clone(),
     }
 }
 

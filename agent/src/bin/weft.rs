@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use http::{Method, StatusCode};
 use weft_agent::{
     admin::{
-        api::{Done, Service, ServiceRoutes, Status},
+        api::{Done, PodAccess, Service, ServiceRoutes, Status},
         client::{ClientError, ask},
     },
     cli::{
@@ -69,6 +69,11 @@ enum AgentCommand {
     Routes {
         /// Only this Service: NAME or NAMESPACE/NAME.
         service: Option<String>,
+    },
+    /// What may reach each pod: grants of TrafficTargets, or what holds without.
+    Access {
+        /// Only this pod: NAME or NAMESPACE/NAME.
+        pod: Option<String>,
     },
     /// Connections that the agent carries now.
     Flows,
@@ -162,6 +167,13 @@ async fn run(cli: &Cli, command: &AgentCommand) -> Result<String, ClientError> {
                 routes.retain(|r| *wanted == r.service || *wanted == format!("{}/{}", r.namespace, r.service));
             }
             if json { report::json(&routes) } else { report::routes(&routes) }
+        }
+        AgentCommand::Access { pod } => {
+            let mut pods: Vec<PodAccess> = ask(dir, Method::GET, "/access", "").await?;
+            if let Some(wanted) = pod {
+                pods.retain(|pod| *wanted == pod.name || *wanted == format!("{}/{}", pod.namespace, pod.name));
+            }
+            if json { report::json(&pods) } else { report::access_of(&pods) }
         }
         AgentCommand::Flows => {
             let flows: Vec<serde_json::Value> = ask(dir, Method::GET, "/flows", "").await?;
