@@ -1,14 +1,18 @@
 //! Requests that were made to be read differently by two parsers, sent through the agent to nginx and haproxy: each of them sees exactly
-//! the requests that weft forwarded, by count and nonce.
+//! the requests that weft forwarded, by count and nonce; and where a TrafficTarget grants some requests, exactly those of them.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use weft_integration::{
     Pod, Process, Shop,
-    objects::ServicePort,
+    objects::{ServicePort, route_group, traffic_target},
     programs::witness::{self, HTTP1, HTTP2, NONCE},
-    testpod::{frames, talk},
+    shop::NAMESPACE,
+    testpod::{
+        frames,
+        talk::{self, Transcript},
+    },
     wait,
 };
 
@@ -20,6 +24,9 @@ const TO_HTTP1: u16 = 80;
 const TO_HTTP2: u16 = 81;
 /// How long a server may take to write its log.
 const LOG_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may be refused before it is an error.
+const TAKEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is sent, with `@` and a letter for each nonce, and what reaches the server of it: a letter, method and target each.
 type Case = (&'static str, &'static [&'static str]);
@@ -146,7 +153,7 @@ const OVER_HTTP1: &[Case] = &[
 ];
 
 /// A case with its nonces, and the last lines of a witness that it leads to.
-fn case(number: usize, (template, expect): Case) -> (String, Vec<String>) {
+fn case(number: usize, (template, expect): Case, access: Access) -> (String, Vec<String>) {
     let nonce = |letter: &str| format!("n{number:03}{letter}");
     // What hides in a body: one request with its nonce.
     let hidden = "GET /x HTTP/1.1\r\n".len() + field(&nonce("b")).len() + 4;
@@ -154,10 +161,11 @@ fn case(number: usize, (template, expect): Case) -> (String, Vec<String>) {
     for letter in ["a", "b"] {
         request = request.replace(&format!("@{letter}"), &field(&nonce(letter)));
     }
-    let lines = expect.iter().map(|line| match line.split_once(' ') {
-        Some(("-", rest)) => format!("- {rest} web"),
-        Some((letter, rest)) => format!("{} {rest} web", nonce(letter)),
-        None => String::new(),
+    let lines = expect.iter().filter_map(|line| {
+        let (letter, rest) = line.split_once(' ')?;
+        let (method, target) = rest.split_once(' ')?;
+        let nonce = if letter == "-" { letter.to_owned() } else { nonce(letter) };
+        access.grants(method, target).then(|| format!("{nonce} {rest} web"))
     });
     (request, lines.collect())
 }
@@ -166,8 +174,46 @@ fn field(nonce: &str) -> String {
     format!("Host: web\r\n{NONCE}: {nonce}")
 }
 
-fn running(name: &str, start: Start) -> Result<Shop> {
+/// What the client may ask for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Access {
+    /// No TrafficTarget selects the server.
+    Open,
+    /// A TrafficTarget grants [`READS`] and [`WRITES`].
+    Some,
+}
+
+/// Paths of requests that are granted, and what may begin with them.
+const READS: [&str; 8] = ["/b", "/a/b", "/plain", "/2", "/lf", "/ws", "/body", "/last"];
+const WRITES: [&str; 2] = ["/te", "/body"];
+
+impl Access {
+    /// Whether a request may reach the server, by its method and target as they are forwarded.
+    fn grants(self, method: &str, target: &str) -> bool {
+        let path = target.split('?').next().unwrap_or_default();
+        let paths: &[&str] = match method {
+            "GET" => &READS,
+            "POST" => &WRITES,
+            _ => &[],
+        };
+        self == Self::Open || paths.iter().any(|granted| path.starts_with(granted))
+    }
+}
+
+/// Grants the client some requests of a program's pod. What the cases try to hide is none of them.
+fn grant(shop: &mut Shop) -> Result<()> {
+    let any = |paths: &[&str]| paths.join("|");
+    let group =
+        route_group(NAMESPACE, "some", &[("read", &any(&READS), &["GET"]), ("write", &any(&WRITES), &["POST"])]);
+    let target = traffic_target(NAMESPACE, "some", "default", &[("HTTPRouteGroup", "some")], &["client"]);
+    shop.manifests.put_all([&group, &target])
+}
+
+fn running(name: &str, start: Start, access: Access) -> Result<Shop> {
     let mut shop = Shop::empty("open")?;
+    if access == Access::Some {
+        grant(&mut shop)?;
+    }
     let ports = [
         // What the server speaks is said, so that each version goes to each.
         ServicePort::named("one", TO_HTTP1, HTTP1).app_protocol("kubernetes.io/ws"),
@@ -176,6 +222,15 @@ fn running(name: &str, start: Start) -> Result<Shop> {
     shop.add_program(name, &ports, start)?;
     shop.start()?;
     Ok(shop)
+}
+
+/// A conversation. On a starved machine the agent may miss its heartbeat, and a server that a TrafficTarget selects is closed meanwhile:
+/// nothing was sent then, so that it may be tried again.
+fn say(shop: &Shop, to: &str, steps: &[&str]) -> Result<Transcript> {
+    wait::until(&format!("{to} to take a connection"), TAKEN_TIMEOUT, || {
+        let transcript = shop.talk(to, steps)?;
+        Ok((transcript.end != "refused").then_some(transcript))
+    })
 }
 
 /// A witness writes `-` where there is no nonce; nginx does by itself, haproxy leaves it out.
@@ -202,8 +257,17 @@ fn wait_seen(shop: &Shop, name: &str, expect: &[String], may: &[String]) -> Resu
 
 #[test]
 fn servers_see_exactly_the_requests_of_http1_that_were_forwarded() -> Result<()> {
+    over_http1(Access::Open)
+}
+
+#[test]
+fn servers_see_exactly_the_requests_of_http1_that_are_granted() -> Result<()> {
+    over_http1(Access::Some)
+}
+
+fn over_http1(access: Access) -> Result<()> {
     for (name, start) in WITNESSES {
-        let shop = running(name, start)?;
+        let shop = running(name, start, access)?;
         let mut expect = Vec::new();
         let mut number = 0;
         for port in [TO_HTTP1, TO_HTTP2] {
@@ -214,8 +278,8 @@ fn servers_see_exactly_the_requests_of_http1_that_were_forwarded() -> Result<()>
                 if port == TO_HTTP2 && one.0.contains("websocket") {
                     continue;
                 }
-                let (request, lines) = case(number, *one);
-                let transcript = shop.talk(&to, &[&talk::send(request.as_bytes()), "shutdown", "end"])?;
+                let (request, lines) = case(number, *one, access);
+                let transcript = say(&shop, &to, &[&talk::send(request.as_bytes()), "shutdown", "end"])?;
                 ensure!(transcript.end != "timeout", "{name}, port {port}: {request:?}: {transcript:?}");
                 let answered = transcript.received.matches("ok ").count();
                 ensure!(answered == lines.len(), "{name}, port {port}: {request:?}: {transcript:?}");
@@ -277,8 +341,17 @@ fn request2(stream: u32, (fields, body, _): &Case2, nonce: &str) -> Vec<u8> {
 
 #[test]
 fn servers_see_exactly_the_requests_of_http2_that_were_forwarded() -> Result<()> {
+    over_http2(Access::Open)
+}
+
+#[test]
+fn servers_see_exactly_the_requests_of_http2_that_are_granted() -> Result<()> {
+    over_http2(Access::Some)
+}
+
+fn over_http2(access: Access) -> Result<()> {
     for (name, start) in WITNESSES {
-        let shop = running(name, start)?;
+        let shop = running(name, start, access)?;
         let (mut expect, mut may) = (Vec::new(), Vec::new());
         let mut number = 0;
         for port in [TO_HTTP1, TO_HTTP2] {
@@ -290,12 +363,14 @@ fn servers_see_exactly_the_requests_of_http2_that_were_forwarded() -> Result<()>
                 let ending: Case2 = (&[(":path", "/last")], None, Some("/last"));
                 let first = talk::send(&[hello, request2(1, one, &nonce)].concat());
                 let then = talk::send(&request2(3, &ending, &last));
-                let answer = one.2.map(|_| format!("until:ok {nonce}"));
+                let method = if one.1.is_some() { "POST" } else { "GET" };
+                let seen = one.2.filter(|path| access.grants(method, path));
+                let answer = seen.map(|_| format!("until:ok {nonce}"));
                 let end = format!("until:ok {last}");
                 let mut steps = vec![first.as_str()];
                 steps.extend(answer.as_deref());
                 steps.extend([then.as_str(), end.as_str()]);
-                let transcript = shop.talk(&to, &steps)?;
+                let transcript = say(&shop, &to, &steps)?;
                 let context = || format!("{name}, port {port}: {one:?}: {transcript:?}");
                 // A line end in a field ends the connection; anything else harms nobody.
                 let ends_it = one.0.iter().any(|(name, value)| {
@@ -303,12 +378,14 @@ fn servers_see_exactly_the_requests_of_http2_that_were_forwarded() -> Result<()>
                 });
                 ensure!(ends_it || transcript.steps_done == steps.len(), "{}", context());
                 ensure!(transcript.end != "timeout", "{}", context());
-                let method = if one.1.is_some() { "POST" } else { "GET" };
                 // Where only the body fails its head is on its way; a server may answer it before it has seen the body.
-                if one.2.is_none() && one.0.iter().any(|(name, _)| *name == "content-length") {
+                if one.2.is_none()
+                    && access.grants(method, "/")
+                    && one.0.iter().any(|(name, _)| *name == "content-length")
+                {
                     may.push(format!("{nonce} {method} / web"));
                 }
-                expect.extend(one.2.map(|path| format!("{nonce} {method} {path} web")));
+                expect.extend(seen.map(|path| format!("{nonce} {method} {path} web")));
                 if !ends_it {
                     expect.push(format!("{last} GET /last web"));
                 }
