@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    diagnostic::Diagnostic,
+    diagnostic::{CODES, Diagnostic},
     few::Few,
     inbound::Stance,
     ir::{IrDelta, MeshIr, ServiceIr, WorkloadIr},
@@ -138,6 +138,7 @@ impl Compiler {
         all.extend(self.claims.iter().flat_map(|(address, claims)| services::address_conflicts(*address, claims)));
         all.extend(self.pods.conflicts(&self.ir));
         all.extend(self.access.problems(&self.ir));
+        debug_assert!(all.iter().all(|found| CODES.contains(&found.code)), "{all:?}");
         all.into_iter().collect()
     }
 

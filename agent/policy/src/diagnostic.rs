@@ -14,6 +14,37 @@ pub enum Severity {
     Error,
 }
 
+/// Every [`Diagnostic::code`], in alphabetical order.
+pub const CODES: [&str; 27] = [
+    "AddressConflict",
+    "BackendIsRoot",
+    "BackendNotFound",
+    "BackendPortMismatch",
+    "Conflicted",
+    "DestinationNotFound",
+    "DuplicatePodIP",
+    "DuplicateUID",
+    "EmptyMatches",
+    "FailModeRefused",
+    "IdentityBindingNotFound",
+    "Invalid",
+    "InvalidMatch",
+    "MatchNotFound",
+    "PortMismatch",
+    "RootNotFound",
+    "RouteGroupNotFound",
+    "RouteNotFound",
+    "SpiffeNotProven",
+    "TooManyMatches",
+    "TooManySplits",
+    "TooManyTargets",
+    "TooMuchToMatch",
+    "UnknownDefault",
+    "UnknownFailMode",
+    "UnknownLoadBalancing",
+    "UnknownMeshLabel",
+];
+
 /// One finding about one object. Findings never stop anything else from working.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Diagnostic {

@@ -42,7 +42,9 @@ pub(super) fn of_diagnostic(code: &str) -> &'static str {
         "UnknownFailMode" => "use open or closed",
         "UnknownMeshLabel" => "use enabled on a Namespace, disabled on a Pod",
         "UnknownLoadBalancing" => "use least-request or round-robin",
-        "UnknownStance" => "use allow or deny",
+        "UnknownDefault" => "use allow or deny",
+        "FailModeRefused" => "take the label away, or use closed",
+        "Invalid" => "correct the field; docs/smi.md says what each may hold",
         _ => "",
     }
 }
@@ -118,4 +120,25 @@ fn missing(field: &str, name: &str, strays: &[String]) -> String {
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
     text.strip_prefix(before)?.split(after).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_policy::diagnostic::CODES;
+
+    use super::*;
+
+    #[test]
+    fn every_finding_of_lowering_and_compilation_has_a_fix() {
+        let mute: Vec<&str> = CODES.into_iter().filter(|code| of_diagnostic(code).is_empty()).collect();
+        assert_eq!(mute, [""; 0]);
+        assert!(CODES.is_sorted());
+    }
+
+    #[test]
+    fn findings_about_what_may_be_elsewhere_are_known_codes() {
+        let references = CODES.into_iter().filter(|code| is_reference(code)).count();
+        let not_found = CODES.into_iter().filter(|code| code.ends_with("NotFound") && *code != "MatchNotFound").count();
+        assert_eq!(references, not_found);
+    }
 }
