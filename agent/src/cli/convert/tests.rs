@@ -85,3 +85,60 @@ fn a_document_that_is_no_yaml_is_refused_too() {
     assert_eq!(report.refused.len(), 1);
     assert!(!report.complete());
 }
+
+/// As courses on Istio teach it: a fault for some requests, mutual TLS, and a route of a Gateway.
+const LAB: &str = r#"apiVersion: networking.istio.io/v1alpha3
+kind: VirtualService
+metadata: { name: kvstore-500 }
+spec:
+  hosts: [ kvstore ]
+  http:
+    # every 10th request fails
+    - match: [ uri: { exact: "/api/list" } ]
+      fault: { abort: { httpStatus: 500, percentage: { value: 10 } } }
+      route: [ destination: { host: kvstore } ]
+    - route: [ destination: { host: kvstore } ]
+---
+apiVersion: security.istio.io/v1beta1
+kind: PeerAuthentication
+metadata: { name: default }
+spec:
+  mtls:
+    mode: STRICT
+---
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: HTTPRoute
+metadata:
+  name: splitdim
+spec:
+  parentRefs:
+    - name: splitdim
+  rules:
+    - backendRefs: [{name: splitdim, port: 80}]
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: Gateway
+metadata: { name: lab }
+spec: { selector: { istio: ingressgateway } }
+"#;
+
+#[test]
+fn what_no_object_of_smi_can_say_is_refused_by_name_in_manifests_as_courses_have_them() {
+    for partial in [false, true] {
+        let report = convert(&files::parse("lab.yaml", LAB), partial);
+        let refused: Vec<_> =
+            report.refused.iter().map(|one| (one.line, one.object.as_str(), one.field.as_str())).collect();
+        assert_eq!(
+            refused,
+            [
+                (9, "VirtualService default/kvstore-500", "spec.http[0].fault"),
+                (14, "PeerAuthentication default/default", "kind"),
+                (31, "Gateway default/lab", "kind"),
+            ],
+            "{report:?}"
+        );
+        assert!(report.refused.iter().all(|one| !one.why.is_empty()));
+        assert_eq!(report.ignored, 1);
+        assert!(partial || report.objects.is_empty(), "{:?}", report.objects);
+    }
+}
