@@ -62,3 +62,23 @@ fn a_header_needs_a_colon_and_a_method_a_path() {
         assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
     }
 }
+
+#[test]
+fn the_default_stance_holds_where_no_target_selects_and_the_namespace_does_not_say() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("shop.yaml"), SHOP).unwrap();
+    for (stance, yes) in [("allow", true), ("deny", false)] {
+        for udp in [false, true] {
+            let mut args = vec!["shop/client", "shop/web-1:8080", "--default-stance", stance];
+            args.extend(udp.then_some("--udp"));
+            let answer = ask(dir.path(), &args).unwrap();
+            assert_eq!(is_yes(&answer), yes, "{stance} {answer:?}");
+            let text = show(&answer, OutputFormat::Table);
+            assert!(text.contains(&format!("the default is {stance}")), "{text}");
+            assert_eq!(text.contains("port 8080 (udp)"), udp, "{text}");
+        }
+    }
+    // The running agent has its own.
+    assert!(Cli::try_parse_from(["explain", "a", "b", "--default-stance", "deny"]).is_err());
+    assert!(Cli::try_parse_from(["explain", "a", "b", "GET", "/", "--udp"]).is_err());
+}
