@@ -105,7 +105,7 @@ pub fn capture_config(places: &Places) -> CaptureConfig {
 /// # Errors
 /// When it cannot start; nothing is left behind that was not there before.
 pub fn run(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
-    // Two threads: a scrape or a long compilation does not hold up the heartbeat or the admin socket. Workers have their own.
+    // Two threads: a scrape or a long compilation does not hold up the admin socket. Workers and the heartbeat have their own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("weft-control")
@@ -156,7 +156,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     // Before any pod is captured: until the kernel has seen it once, a captured pod meets its fail mode.
     shared.capture().beat(shared.proxy.heartbeat_age())?;
-    let heartbeat = tokio::spawn(beat(Arc::clone(&shared)));
+    let heartbeat = Beating::start(Arc::clone(&shared)).map_err(RunError::Runtime)?;
     let handed = old_agent.as_mut().map(|old| std::mem::take(&mut old.listeners)).unwrap_or_default();
     let mut reconciler = Reconciler::new(Arc::clone(&shared), handed);
     reconciler.start(first);
@@ -222,7 +222,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let mut told = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
     shared.proxy.stop_accepting().await;
     let report = shared.proxy.drain(args.drain_timeout()).await;
-    heartbeat.abort();
+    drop(heartbeat);
     tracing::info!(finished = report.finished, closed = report.closed, "weft has stopped");
     if matches!(ending, Ending::Stopped) {
         for name in SOCKETS {
@@ -387,17 +387,36 @@ fn make_run_dir(run_dir: &Path) -> Result<(), RunError> {
 }
 
 /// Shows the kernel that the data path is alive, as long as it is.
-async fn beat(shared: Arc<Shared>) {
-    // Not through the lock on capture: capturing a pod may take longer than a heartbeat may be late.
-    let heartbeat = shared.capture().heartbeat();
-    let mut tick = tokio::time::interval(limits::HEARTBEAT_PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    loop {
-        tick.tick().await;
-        let age = shared.proxy.heartbeat_age();
-        if let Err(error) = heartbeat.beat(age) {
-            tracing::error!(%error, worker_age_ms = age.as_millis(), "heartbeat is not written; pods will meet their fail mode");
-        }
+/// Tells the programs that the agent runs, until it is dropped. On a thread of its own: nothing that this process does, however long it
+/// takes, makes the heartbeat late.
+struct Beating {
+    stop: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Beating {
+    fn start(shared: Arc<Shared>) -> io::Result<Self> {
+        // Not through the lock on capture: capturing a pod may take longer than a heartbeat may be late.
+        let heartbeat = shared.capture().heartbeat();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let beat = move || {
+            while stopped.recv_timeout(limits::HEARTBEAT_PERIOD) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let age = shared.proxy.heartbeat_age();
+                if let Err(error) = heartbeat.beat(age) {
+                    tracing::error!(%error, worker_age_ms = age.as_millis(), "heartbeat is not written; pods will meet their fail mode");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("weft-heartbeat".to_owned()).spawn(beat)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Beating {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // It only ends by panicking otherwise, which has been told.
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 

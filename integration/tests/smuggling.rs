@@ -1,5 +1,6 @@
 //! Requests that were made to be read differently by two parsers, sent through the agent to nginx and haproxy: each of them sees exactly
 //! the requests that weft forwarded, by count and nonce; and where a TrafficTarget grants some requests, exactly those of them.
+#![allow(clippy::print_stdout, reason = "figures are printed for people")]
 
 use std::time::Duration;
 

@@ -16,13 +16,13 @@ use std::{
 /// Parts: a copy takes one count each, and a change copies one part. With 10,000 entries both are of one size.
 const PARTS: usize = 128;
 
-type Part<K, V> = HashMap<K, V, RandomState>;
+/// `None`: empty.
+type Part<K, V> = Option<Arc<HashMap<K, V, RandomState>>>;
 
 /// A map that is cheap to copy, and to change after that.
 pub struct SharedMap<K, V> {
     hasher: RandomState,
-    /// `None`: empty.
-    parts: Box<[Option<Arc<Part<K, V>>>]>,
+    parts: Box<[Part<K, V>]>,
     len: usize,
 }
 
@@ -111,7 +111,7 @@ impl<K, V> SharedMap<K, V> {
 /// All entries of a [`SharedMap`].
 #[derive(Debug)]
 pub struct Iter<'a, K, V> {
-    parts: std::slice::Iter<'a, Option<Arc<Part<K, V>>>>,
+    parts: std::slice::Iter<'a, Part<K, V>>,
     part: Option<hash_map::Iter<'a, K, V>>,
 }
 
