@@ -29,6 +29,7 @@ mod stats;
 mod sysctl;
 mod tables;
 mod transparent;
+mod udp;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -48,6 +49,7 @@ use self::{
     pod::{Attached, HostCapture, tear_down},
     programs::Programs,
     tables::Tables,
+    udp::UdpAccess,
 };
 pub use self::{
     cgroup::ProgramAhead,
@@ -60,6 +62,7 @@ pub use self::{
     programs::{Hook, built},
     sockets::CaptureSockets,
     stats::{CaptureStats, MapFill},
+    udp::GuardedPort,
 };
 
 /// Where capture attaches and pins.
@@ -95,6 +98,7 @@ pub struct Capture {
     attached: HashMap<WorkloadId, Attached>,
     host: Option<HostCapture>,
     destinations: HashMap<DestKey, DestVerdict>,
+    udp: UdpAccess,
     closed_before: HashSet<FlowKey>,
     handed_over: bool,
 }
@@ -127,6 +131,7 @@ impl Capture {
             tables::open(&pins, map_name::ACCEPTED)?,
         );
         let destinations = read_destinations(&tables)?;
+        let udp = UdpAccess::read(&tables)?;
         forget_gone(&tables, &pins, &home)?;
         Ok(Self {
             pins,
@@ -139,6 +144,7 @@ impl Capture {
             attached: HashMap::new(),
             host: None,
             destinations,
+            udp,
             closed_before: HashSet::new(),
             handed_over: false,
         })

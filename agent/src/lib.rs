@@ -20,5 +20,6 @@ pub mod state;
 pub mod status;
 pub mod successor;
 pub mod telemetry;
+pub mod udp;
 pub mod uninstall;
 pub mod watch;

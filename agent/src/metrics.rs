@@ -25,6 +25,7 @@ struct Scrape {
     pod_captured: IntGaugeVec,
     connections_before: IntGaugeVec,
     pod_connections: IntCounterVec,
+    datagrams_denied: IntCounterVec,
     capture_events: IntCounterVec,
     map_entries: IntGaugeVec,
     map_max: IntGaugeVec,
@@ -57,6 +58,13 @@ impl Scrape {
             pod_connections: IntCounterVec::new(
                 Opts::new("weft_pod_connections_total", "New connections at the pod's hooks, by what became of them"),
                 &["namespace", "pod", "event"],
+            )?,
+            datagrams_denied: IntCounterVec::new(
+                Opts::new(
+                    "weft_pod_datagrams_denied_total",
+                    "Datagrams that policy denied, at the pod that sent them (outbound) or that they were for (inbound)",
+                ),
+                &["namespace", "pod", "direction"],
             )?,
             capture_events: IntCounterVec::new(
                 Opts::new(
@@ -93,6 +101,7 @@ impl Scrape {
             &self.pod_captured,
             &self.connections_before,
             &self.pod_connections,
+            &self.datagrams_denied,
             &self.capture_events,
             &self.map_entries,
             &self.map_max,
@@ -127,7 +136,11 @@ impl Scrape {
             }
             if let Some((_, stats)) = stats.pods.iter().find(|(pod, _)| pod == id) {
                 for (event, count) in crate::admin::view::pod_events(stats) {
-                    self.pod_connections.with_label_values(&[namespace, pod, event]).inc_by(count);
+                    let (family, label) = match event.strip_suffix("_udp_denied") {
+                        Some(direction) => (&self.datagrams_denied, direction),
+                        None => (&self.pod_connections, event),
+                    };
+                    family.with_label_values(&[namespace, pod, label]).inc_by(count);
                 }
             }
         }

@@ -265,6 +265,7 @@ mod tests {
             cgroup: None,
             state: weft_policy::ir::WorkloadState::Ready,
             serves: Vec::new(),
+            udp_ports: Vec::new(),
         })
     }
 

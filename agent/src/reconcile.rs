@@ -30,6 +30,7 @@ use crate::{
     state::Shared,
     status::widened::{self, Widened},
     telemetry::Chain,
+    udp::Udp,
     watch::{Change, SourceProblem},
 };
 
@@ -42,6 +43,7 @@ pub struct Reconciler {
     /// What the CNI plugin announced.
     sandboxes: Sandboxes,
     older: Older,
+    udp: Udp,
 }
 
 impl Reconciler {
@@ -49,7 +51,7 @@ impl Reconciler {
     #[must_use]
     pub fn new(shared: Arc<Shared>, handed: Vec<HandedListener>) -> Self {
         let sandboxes = Sandboxes::new(&shared.node);
-        Self { shared, store: ObjectStore::default(), handed, sandboxes, older: Older::default() }
+        Self { shared, store: ObjectStore::default(), handed, sandboxes, older: Older::default(), udp: Udp::default() }
     }
 
     /// Applies the first change, which is everything that the source has.
@@ -151,6 +153,7 @@ impl Reconciler {
         for id in pods.fail_mode.iter().chain(&opened) {
             self.set_fail_mode(id);
         }
+        self.udp.follow(&self.shared);
         self.older.follow(&self.shared);
         tracing::info!(generation = generation.0, "plans are in force");
     }
@@ -301,6 +304,7 @@ impl Reconciler {
             self.release(id);
         }
         self.attach_all(&replaced);
+        self.udp.follow(&self.shared);
         self.older.follow(&self.shared);
     }
 

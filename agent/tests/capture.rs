@@ -32,6 +32,8 @@ mod refusals;
 mod rewriter;
 #[path = "capture/sockets.rs"]
 mod sockets;
+#[path = "capture/udp.rs"]
+mod udp;
 #[path = "capture/verifier.rs"]
 mod verifier;
 #[path = "capture/world.rs"]

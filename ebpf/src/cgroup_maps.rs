@@ -6,15 +6,11 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::HashMap,
 };
-use weft_abi::{Addr, DestKey, DestVerdict, PodConfig, SocketState, limits};
+use weft_abi::{DestKey, DestVerdict, PodConfig, SocketState, limits};
 
 /// See `weft_abi::map_name::HOST_PODS`.
 #[map]
 pub static HOST_PODS: HashMap<u64, PodConfig> = HashMap::pinned(limits::PODS_MAX, 0);
-
-/// See `weft_abi::map_name::LOCAL_ADDRS`.
-#[map]
-pub static LOCAL_ADDRS: HashMap<Addr, u64> = HashMap::pinned(limits::LOCAL_ADDRS_MAX, 0);
 
 /// See `weft_abi::map_name::DESTINATIONS`.
 #[map]

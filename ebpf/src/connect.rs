@@ -1,7 +1,7 @@
 //! `cgroup/connect4` and `connect6`: decides what becomes of an outbound connection, before anything is sent.
 //!
-//! Must not touch UDP, loopback or the agent's own sockets, and must not let a connection to a proxied destination go direct
-//! because some resource ran out: it is refused then.
+//! A UDP socket is let connect or not (see `udp`), and never redirected. Must not touch loopback or the agent's own sockets, and must
+//! not let a connection to a proxied destination go direct because some resource ran out: it is refused then.
 
 use aya_ebpf::{
     EbpfContext,
@@ -11,8 +11,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use weft_abi::{
-    Addr, DestKey, IPPROTO_TCP, PodConfig, STATS_CGROUP_BIT, SocketState, counter, derived, direction, limits,
-    pod_flags, settings_flags, socket_kind, verdict,
+    Addr, DestKey, IPPROTO_TCP, IPPROTO_UDP, PodConfig, STATS_CGROUP_BIT, SocketState, counter, derived, direction,
+    limits, pod_flags, settings_flags, socket_kind, verdict,
 };
 
 use crate::{
@@ -20,11 +20,11 @@ use crate::{
     cgroup_maps::{DESTINATIONS, HOST_PODS, SOCKETS},
     count, flows,
     maps::{PODS, SETTINGS},
-    redirect_port,
+    redirect_port, udp,
 };
 
 /// The connection goes on, to wherever the context's address now points.
-const PROCEED: i32 = 1;
+pub const PROCEED: i32 = 1;
 /// The connection ends here, with the error given to `bpf_set_retval`.
 const END: i32 = 0;
 /// errno(3).
@@ -58,10 +58,14 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
             core::ptr::read_volatile(&raw const (*sock_addr).user_ip4),
         )
     };
+    let (asked, port) = (Addr::v4(word), asked_port(sock_addr));
+    if protocol == u32::from(IPPROTO_UDP) {
+        return if udp::may_send(&ctx, &asked, port) { PROCEED } else { refuse() };
+    }
     if protocol != u32::from(IPPROTO_TCP) {
         return PROCEED;
     }
-    match decide(&ctx, Addr::v4(word), asked_port(sock_addr)) {
+    match decide(&ctx, asked, port) {
         Decision::Untouched => PROCEED,
         Decision::Refuse => refuse(),
         Decision::Redirect(to, port) => {
@@ -89,10 +93,14 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
             ],
         )
     };
+    let (asked, port) = (Addr { words_be: words }, asked_port(sock_addr));
+    if protocol == u32::from(IPPROTO_UDP) {
+        return if udp::may_send(&ctx, &asked, port) { PROCEED } else { refuse() };
+    }
     if protocol != u32::from(IPPROTO_TCP) {
         return PROCEED;
     }
-    match decide(&ctx, Addr { words_be: words }, asked_port(sock_addr)) {
+    match decide(&ctx, asked, port) {
         Decision::Untouched => PROCEED,
         Decision::Refuse => refuse(),
         Decision::Redirect(to, port) => {
@@ -110,7 +118,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn asked_port(sock_addr: *mut bpf_sock_addr) -> u16 {
+pub fn asked_port(sock_addr: *mut bpf_sock_addr) -> u16 {
     // SAFETY: as in `connect4`. The low half of the word holds the port in network byte order.
     u16::from_be(unsafe { core::ptr::read_volatile(&raw const (*sock_addr).user_port) } as u16)
 }
@@ -122,7 +130,7 @@ fn write_port(sock_addr: *mut bpf_sock_addr, port: u16) {
 }
 
 #[inline(always)]
-fn refuse() -> i32 {
+pub fn refuse() -> i32 {
     // SAFETY: a plain helper. Without it the application would see EPERM, which no client takes for "try another address".
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     END

@@ -1,16 +1,18 @@
-//! `sk_lookup`: decides who accepts a connection that arrives in a pod's namespace.
+//! `sk_lookup`: decides who accepts a connection that arrives in a pod's namespace, and whether its application gets a datagram.
 //!
 //! One instance for each namespace, with the namespace's cookie in its read-only data, because the hook cannot ask for it. Must not
 //! let a connection fall through to the application when the pod's fail mode is `closed`.
 
 use aya_ebpf::{bindings::sk_action, macros::sk_lookup, programs::SkLookupContext};
 use weft_abi::{
-    Addr, DIAG_IFINDEX, FlowKey, IPPROTO_TCP, ListenerKey, NODE_NETNS, counter, direction, pod_flags, ports,
+    Addr, DIAG_IFINDEX, FlowKey, IPPROTO_TCP, IPPROTO_UDP, ListenerKey, NODE_NETNS, counter, direction, pod_flags,
+    ports,
 };
 
 use crate::{
     addr, agent, count,
-    maps::{BYPASS, CAPTURED, LISTENERS, NODE_FLOWS, PODS},
+    maps::{BYPASS, CAPTURED, LISTENERS, LOCAL_ADDRS, NODE_FLOWS, PODS},
+    udp_access,
 };
 
 /// Address family of IPv4 sockets (socket(2)).
@@ -53,7 +55,8 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
             u16::from_be(core::ptr::read_volatile(&raw const (*lookup).remote_port)),
         )
     };
-    if protocol != u32::from(IPPROTO_TCP) || ifindex == DIAG_IFINDEX {
+    let is_udp = protocol == u32::from(IPPROTO_UDP);
+    if !(is_udp || protocol == u32::from(IPPROTO_TCP)) || ifindex == DIAG_IFINDEX {
         return PASS;
     }
     let (local, remote) = if family == AF_INET {
@@ -63,6 +66,9 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
     };
     // SAFETY: a plain static; volatile, because the loader sets it behind the compiler's back.
     let netns_cookie = unsafe { core::ptr::read_volatile(&raw const NETNS) };
+    if is_udp {
+        return datagram(netns_cookie, &local, &remote, local_port);
+    }
     let mut flow = FlowKey { netns_cookie, local, remote, local_port, remote_port, pad: 0 };
 
     // SAFETY (all three): only ask whether an entry is there.
@@ -88,6 +94,23 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         return PASS;
     }
     inbound(&ctx, netns_cookie, &local)
+}
+
+/// A datagram that no connected socket takes. The agent never sees it: it goes to the application, or nowhere, and its sender learns of that
+/// (ICMP, port unreachable).
+#[inline(always)]
+fn datagram(netns_cookie: u64, local: &Addr, remote: &Addr, port: u16) -> u32 {
+    if addr::is_loopback(local) || same(local, remote) {
+        return PASS;
+    }
+    // SAFETY: one word, which stays readable even if it is replaced meanwhile.
+    let source = unsafe { LOCAL_ADDRS.get(remote) }.copied();
+    if udp_access::granted(netns_cookie, port, source) {
+        return PASS;
+    }
+    // SAFETY: a field of the entry that `pod` hands over.
+    count::pod(netns_cookie, |stats| unsafe { &raw mut (*stats).inbound_udp_denied });
+    DROP
 }
 
 #[inline(always)]

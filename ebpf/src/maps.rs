@@ -5,7 +5,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, SockHash},
 };
-use weft_abi::{FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats, Settings, counter, limits};
+use weft_abi::{
+    Addr, FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats, Settings, UdpGrant, UdpPort, counter,
+    limits,
+};
 
 /// See `weft_abi::map_name::SETTINGS`.
 #[map]
@@ -32,6 +35,18 @@ pub static BYPASS: HashMap<FlowKey, FlowOwner> = HashMap::pinned(limits::BYPASS_
 /// See `weft_abi::map_name::NODE_FLOWS`.
 #[map]
 pub static NODE_FLOWS: HashMap<FlowKey, FlowOwner> = HashMap::pinned(limits::NODE_FLOWS_MAX, BPF_F_NO_PREALLOC);
+
+/// See `weft_abi::map_name::LOCAL_ADDRS`.
+#[map]
+pub static LOCAL_ADDRS: HashMap<Addr, u64> = HashMap::pinned(limits::LOCAL_ADDRS_MAX, 0);
+
+/// See `weft_abi::map_name::UDP_PORTS`.
+#[map]
+pub static UDP_PORTS: HashMap<UdpPort, u32> = HashMap::pinned(limits::UDP_PORTS_MAX, BPF_F_NO_PREALLOC);
+
+/// See `weft_abi::map_name::UDP_GRANTS`.
+#[map]
+pub static UDP_GRANTS: HashMap<UdpGrant, u32> = HashMap::pinned(limits::UDP_GRANTS_MAX, BPF_F_NO_PREALLOC);
 
 /// See `weft_abi::map_name::POD_STATS`. Twice the pods: namespaces and host-network cgroups.
 #[map]

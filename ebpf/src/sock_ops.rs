@@ -16,9 +16,9 @@ use aya_ebpf::{
 use weft_abi::{Addr, FlowKey, FlowOwner, NODE_NETNS, OriginalDst, SocketState, counter, derived, socket_kind};
 
 use crate::{
-    cgroup_maps::{LOCAL_ADDRS, SOCKETS},
+    cgroup_maps::SOCKETS,
     count, flows,
-    maps::SETTINGS,
+    maps::{LOCAL_ADDRS, SETTINGS},
 };
 
 /// Address family of IPv4 sockets (socket(2)).

@@ -80,7 +80,10 @@ fn pod() -> impl Strategy<Value = Value> {
 }
 
 fn service() -> impl Strategy<Value = Value> {
-    let ports = proptest::sample::subsequence(vec![(80, "http", "8080"), (81, "tcp", "main"), (90, "x", "90")], 0..=3);
+    let ports = proptest::sample::subsequence(
+        vec![(80, "http", "8080"), (81, "tcp", "main"), (90, "x", "90"), (53, "dns", "5353")],
+        0..=4,
+    );
     let cluster_ip = pick(&["10.96.0.1", "10.96.0.2", "fd96::1", "None", ""]);
     let balance = pick(&["round-robin", "least-request", "x"]);
     let kind = prop_oneof![6 => Just("ClusterIP"), 1 => Just("ExternalName")];
@@ -90,7 +93,8 @@ fn service() -> impl Strategy<Value = Value> {
                 .into_iter()
                 .map(|(port, name, target)| {
                     let target = target.parse::<u16>().map_or_else(|_| json!(target), |number| json!(number));
-                    json!({"port": port, "name": name, "targetPort": target})
+                    let protocol = if name == "dns" { "UDP" } else { "TCP" };
+                    json!({"port": port, "name": name, "targetPort": target, "protocol": protocol})
                 })
                 .collect();
             let selector = if app == "none" { json!({}) } else { json!({"app": app}) };

@@ -152,6 +152,8 @@ pub struct WorkloadIr {
     pub cgroup: Option<PathBuf>,
     /// Service ports whose endpoints include this pod: (Service, Service port, target port).
     pub serves: Vec<(ServiceKey, u16, u16)>,
+    /// UDP ports at which it takes datagrams, as it or a Service that selects it says: ascending. Policy guards these, and those that are granted.
+    pub udp_ports: Vec<u16>,
 }
 
 /// How alive a pod is. If several pods claim one address, the greatest wins.

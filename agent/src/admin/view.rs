@@ -95,7 +95,7 @@ pub fn status(shared: &Shared) -> api::Status {
 
 /// A pod's statistics by name, as in the ABI.
 #[must_use]
-pub fn pod_events(stats: &PodStats) -> [(&'static str, u64); 8] {
+pub fn pod_events(stats: &PodStats) -> [(&'static str, u64); 10] {
     [
         ("outbound_captured", stats.outbound_captured),
         ("outbound_direct", stats.outbound_direct),
@@ -105,6 +105,8 @@ pub fn pod_events(stats: &PodStats) -> [(&'static str, u64); 8] {
         ("inbound_direct", stats.inbound_direct),
         ("inbound_refused", stats.inbound_refused),
         ("inbound_node", stats.inbound_node),
+        ("outbound_udp_denied", stats.outbound_udp_denied),
+        ("inbound_udp_denied", stats.inbound_udp_denied),
     ]
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use weft_abi::{
     ABI_VERSION, Addr, DestKey, DestVerdict, FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats,
-    Settings, SocketState, counter, limits, map_name,
+    Settings, SocketState, UdpGrant, UdpPort, counter, limits, map_name,
 };
 
 use super::{
@@ -41,7 +41,7 @@ const fn shape<K, V>(name: &'static str, kind: u32, max_entries: u32) -> Shape {
     Shape { name, kind, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries }
 }
 
-const SHAPES: [Shape; 13] = [
+const SHAPES: [Shape; 15] = [
     shape::<u32, Settings>(map_name::SETTINGS, map_type::ARRAY, 1),
     shape::<u64, PodConfig>(map_name::PODS, map_type::HASH, limits::PODS_MAX),
     shape::<u64, PodConfig>(map_name::HOST_PODS, map_type::HASH, limits::PODS_MAX),
@@ -53,6 +53,8 @@ const SHAPES: [Shape; 13] = [
     shape::<ListenerKey, u32>(map_name::LISTENERS, map_type::SOCKHASH, limits::LISTENERS_MAX),
     shape::<i32, SocketState>(map_name::SOCKETS, map_type::SK_STORAGE, 0),
     shape::<i32, u32>(map_name::ACCEPTED, map_type::SK_STORAGE, 0),
+    shape::<UdpPort, u32>(map_name::UDP_PORTS, map_type::HASH, limits::UDP_PORTS_MAX),
+    shape::<UdpGrant, u32>(map_name::UDP_GRANTS, map_type::HASH, limits::UDP_GRANTS_MAX),
     shape::<u64, PodStats>(map_name::POD_STATS, map_type::PERCPU_HASH, 2 * limits::PODS_MAX),
     shape::<u32, u64>(map_name::COUNTERS, map_type::PERCPU_ARRAY, counter::COUNT),
 ];

@@ -47,11 +47,13 @@ struct CgroupHook {
     at_root: bool,
 }
 
-const CGROUP_HOOKS: [CgroupHook; 5] = [
+const CGROUP_HOOKS: [CgroupHook; 7] = [
     // Before anything is redirected, its tuple can be published.
     CgroupHook { program: "socket_events", hook: "sock_ops with bpf_get_netns_cookie", needs: "5.15", at_root: true },
     CgroupHook { program: "getpeername4", hook: "cgroup/getpeername4", needs: "5.8", at_root: false },
     CgroupHook { program: "getpeername6", hook: "cgroup/getpeername6", needs: "5.8", at_root: false },
+    CgroupHook { program: "sendmsg4", hook: "cgroup/sendmsg4 with bpf_set_retval", needs: "5.18", at_root: false },
+    CgroupHook { program: "sendmsg6", hook: "cgroup/sendmsg6 with bpf_set_retval", needs: "5.18", at_root: false },
     CgroupHook { program: "connect4", hook: "cgroup/connect4 with bpf_set_retval", needs: "5.18", at_root: false },
     CgroupHook { program: "connect6", hook: "cgroup/connect6 with bpf_set_retval", needs: "5.18", at_root: false },
 ];

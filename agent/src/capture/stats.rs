@@ -88,6 +88,8 @@ impl Capture {
                 difference(counter::NODE_FLOWS_ADDED, counter::NODE_FLOWS_REMOVED),
                 limits::NODE_FLOWS_MAX,
             ),
+            fill(map_name::UDP_PORTS, count(self.udp.ports.len()), limits::UDP_PORTS_MAX),
+            fill(map_name::UDP_GRANTS, count(self.udp.grants.len()), limits::UDP_GRANTS_MAX),
             fill(map_name::POD_STATS, count(self.attached.len()), 2 * limits::PODS_MAX),
         ]
     }

@@ -3,8 +3,8 @@
 use std::{io, net::IpAddr};
 
 use weft_abi::{
-    Addr, DestKey, DestVerdict, FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats, counter, direction,
-    limits, map_name,
+    Addr, DestKey, DestVerdict, FlowKey, FlowOwner, ListenerKey, OriginalDst, PodConfig, PodStats, UdpGrant, UdpPort,
+    counter, direction, limits, map_name,
 };
 
 use super::{
@@ -26,6 +26,8 @@ pub(crate) struct Tables {
     pub(crate) bypass: Map<FlowKey, FlowOwner>,
     pub(crate) node_flows: Map<FlowKey, FlowOwner>,
     pub(crate) listeners: Map<ListenerKey, u32>,
+    pub(crate) udp_ports: Map<UdpPort, u32>,
+    pub(crate) udp_grants: Map<UdpGrant, u32>,
     pub(crate) pod_stats: PerCpuMap<u64, PodStats>,
     pub(crate) counters: PerCpuMap<u32, u64>,
 }
@@ -50,6 +52,8 @@ impl Tables {
             bypass: open(pins, map_name::BYPASS)?,
             node_flows: open(pins, map_name::NODE_FLOWS)?,
             listeners: open(pins, map_name::LISTENERS)?,
+            udp_ports: open(pins, map_name::UDP_PORTS)?,
+            udp_grants: open(pins, map_name::UDP_GRANTS)?,
             pod_stats: open_per_cpu(pins, map_name::POD_STATS)?,
             counters: open_per_cpu(pins, map_name::COUNTERS)?,
         })
@@ -88,6 +92,8 @@ impl Tables {
             inbound_direct: sum.inbound_direct + one.inbound_direct,
             inbound_refused: sum.inbound_refused + one.inbound_refused,
             inbound_node: sum.inbound_node + one.inbound_node,
+            outbound_udp_denied: sum.outbound_udp_denied + one.outbound_udp_denied,
+            inbound_udp_denied: sum.inbound_udp_denied + one.inbound_udp_denied,
         })
     }
 
@@ -151,7 +157,7 @@ impl Tables {
 }
 
 /// What an insert that failed means.
-fn full(map: &'static str, limit: u32) -> impl FnOnce(io::Error) -> CaptureError {
+pub(crate) fn full(map: &'static str, limit: u32) -> impl FnOnce(io::Error) -> CaptureError {
     move |source| match source.raw_os_error() {
         Some(libc::E2BIG | libc::ENOSPC) => CaptureError::Full { map, limit },
         _ => CaptureError::Kernel { action: format!("write to map {map}"), source },

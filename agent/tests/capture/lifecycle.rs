@@ -200,7 +200,7 @@ fn every_hook_is_listed_and_an_agent_takes_the_links_over() {
     let mut first = world.open();
     let _worker = Worker::attach(&mut first, &world.a.spec());
     let before = first.stats().hooks;
-    assert_eq!(before.len(), 6);
+    assert_eq!(before.len(), 8);
     assert!(before.iter().all(|hook| hook.program_id != 0 && hook.link_id != 0), "{before:?}");
     assert_eq!(first.programs_ahead(), []);
     let mut second = world.open();

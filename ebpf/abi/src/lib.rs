@@ -14,6 +14,9 @@ pub const ABI_VERSION: u32 = 2;
 /// The only transport that is captured so far (IANA protocol number, RFC 9293).
 pub const IPPROTO_TCP: u8 = 6;
 
+/// Datagrams are let through or not, and never redirected (IANA protocol number, RFC 768).
+pub const IPPROTO_UDP: u8 = 17;
+
 /// The mark on the agent's transparent sockets inside a pod's namespace. It only selects a route there; it is never authority.
 pub const TRANSPARENT_MARK: u32 = 0x77_65_66_74;
 
@@ -206,6 +209,32 @@ pub mod verdict {
     pub const BALANCE: u32 = 3;
 }
 
+/// A UDP port of a captured pod that policy guards: key of `UDP_PORTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct UdpPort {
+    /// Cookie of the pod's network namespace.
+    pub destination: u64,
+    /// The port, host byte order.
+    pub port: u16,
+    /// Always zero.
+    pub pad: [u16; 3],
+}
+
+/// A pod that may send to a guarded UDP port: key of `UDP_GRANTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct UdpGrant {
+    /// As in [`UdpPort`].
+    pub destination: u64,
+    /// Cookie of the sending pod's network namespace.
+    pub source: u64,
+    /// As in [`UdpPort`].
+    pub port: u16,
+    /// Always zero.
+    pub pad: [u16; 3],
+}
+
 /// Key of `LISTENERS` (a sockhash of the agent's listening sockets).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
@@ -295,6 +324,10 @@ pub struct PodStats {
     pub inbound_refused: u64,
     /// Inbound connections from the node itself (probes), not touched.
     pub inbound_node: u64,
+    /// Datagrams, and connects of UDP sockets, that were refused because the pod they were for does not take them from this one.
+    pub outbound_udp_denied: u64,
+    /// Datagrams to a guarded port that were dropped.
+    pub inbound_udp_denied: u64,
 }
 
 /// Slots of the per-CPU array `COUNTERS`: events that must never happen, or that show a limit was met.
@@ -356,7 +389,8 @@ pub mod map_name {
     pub const PODS: &str = "PODS";
     /// Hash, cgroup id (u64) to [`PodConfig`](crate::PodConfig): host-network pods.
     pub const HOST_PODS: &str = "HOST_PODS";
-    /// Hash, [`Addr`](crate::Addr) to netns cookie: this node's captured pods. A filter for node traffic, never authority.
+    /// Hash, [`Addr`](crate::Addr) to netns cookie: this node's captured pods. For TCP a filter for node traffic, never authority; who sends a
+    /// datagram is known by nothing else.
     pub const LOCAL_ADDRS: &str = "LOCAL_ADDRS";
     /// Hash, [`DestKey`](crate::DestKey) to [`DestVerdict`](crate::DestVerdict).
     pub const DESTINATIONS: &str = "DESTINATIONS";
@@ -373,6 +407,10 @@ pub mod map_name {
     /// Socket storage, u32: 1 with the agent's listeners, and inherited by every connection that they accept. It tells the agent's
     /// own connections from the application's, for whoever lists a namespace's sockets; no program reads it.
     pub const ACCEPTED: &str = "ACCEPTED";
+    /// Hash, [`UdpPort`](crate::UdpPort) to u32: there if policy guards the port.
+    pub const UDP_PORTS: &str = "UDP_PORTS";
+    /// Hash, [`UdpGrant`](crate::UdpGrant) to u32: there if the pod may send to the guarded port.
+    pub const UDP_GRANTS: &str = "UDP_GRANTS";
     /// Per-CPU hash, netns cookie (u64) to [`PodStats`](crate::PodStats).
     pub const POD_STATS: &str = "POD_STATS";
     /// Per-CPU array of u64, slots of [`counter`](crate::counter).
@@ -386,7 +424,9 @@ const _: () = {
     assert!(size_of::<DestKey>() == 20);
     assert!(size_of::<ListenerKey>() == 16);
     assert!(size_of::<SocketState>() == 96);
-    assert!(size_of::<PodStats>() == 64);
+    assert!(size_of::<PodStats>() == 80);
+    assert!(size_of::<UdpPort>() == 16);
+    assert!(size_of::<UdpGrant>() == 24);
     assert!(size_of::<Settings>() == 32);
 };
 
@@ -409,6 +449,10 @@ mod user {
     unsafe impl aya::Pod for super::DestKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::DestVerdict {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::UdpPort {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::UdpGrant {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ListenerKey {}
     // SAFETY: as above.

@@ -6,6 +6,10 @@ pub const PODS_MAX: u32 = 1024;
 pub const LOCAL_ADDRS_MAX: u32 = 2 * PODS_MAX;
 /// Destinations (service addresses times ports, pod addresses). 10,000 Services of a few ports and 100,000 endpoints fit.
 pub const DESTINATIONS_MAX: u32 = 262_144;
+/// UDP ports of captured pods that policy guards: 32 for each pod.
+pub const UDP_PORTS_MAX: u32 = 32 * PODS_MAX;
+/// Pods of this node that may send to guarded UDP ports of others, counted for each port: each of 110 pods to 20 ports of each other.
+pub const UDP_GRANTS_MAX: u32 = 262_144;
 /// Redirected connections that the agent has not accepted yet; also those that wait in accept queues during a hand-over.
 pub const CAPTURED_MAX: u32 = 65_536;
 /// Connections of the agent to pods of this node that are open at one time.

@@ -25,5 +25,11 @@ mod maps;
 mod redirect_port;
 #[path = "../runtime.rs"]
 mod runtime;
+#[path = "../sendmsg.rs"]
+mod sendmsg;
 #[path = "../sock_ops.rs"]
 mod sock_ops;
+#[path = "../udp.rs"]
+mod udp;
+#[path = "../udp_access.rs"]
+mod udp_access;

@@ -17,3 +17,5 @@ mod lookup;
 mod maps;
 #[path = "../runtime.rs"]
 mod runtime;
+#[path = "../udp_access.rs"]
+mod udp_access;

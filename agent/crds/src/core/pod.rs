@@ -36,6 +36,8 @@ pub struct Pod {
     pub ready: bool,
     /// Container ports that have a name, TCP only, in the order of containers.
     pub named_ports: Vec<(Arc<str>, u16)>,
+    /// UDP ports of containers, in their order.
+    pub udp_ports: Vec<u16>,
 }
 
 impl Pod {
@@ -79,10 +81,13 @@ impl Pod {
         } else {
             conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
         };
+        let (named_ports, udp_ports) =
+            container_ports(&spec.containers, spec.init_containers.as_deref().unwrap_or_default(), problems);
         let account = spec.service_account_name.or(spec.service_account).filter(|account| !account.is_empty());
         Self {
             ips: ips(status.pod_ip.as_deref(), status.pod_ips.as_deref().unwrap_or_default(), problems),
-            named_ports: named_ports(&spec.containers, spec.init_containers.as_deref().unwrap_or_default(), problems),
+            named_ports,
+            udp_ports,
             meta,
             node: spec.node_name.unwrap_or_default().into(),
             service_account: account.as_deref().unwrap_or("default").into(),
@@ -108,20 +113,27 @@ fn ips(primary: Option<&str>, all: &[v1::PodIP], problems: &mut Problems) -> Vec
 }
 
 /// Ports of containers, then of those init containers that go on running (`restartPolicy: Always`), as kube's endpoint
-/// controllers look them up.
-fn named_ports(containers: &[v1::Container], init: &[v1::Container], problems: &mut Problems) -> Vec<(Arc<str>, u16)> {
+/// controllers look them up: those of TCP that have a name, and those of UDP.
+fn container_ports(
+    containers: &[v1::Container],
+    init: &[v1::Container],
+    problems: &mut Problems,
+) -> (Vec<(Arc<str>, u16)>, Vec<u16>) {
     let running_init = init.iter().enumerate().filter(|(_, one)| one.restart_policy.as_deref() == Some("Always"));
     let containers = containers.iter().enumerate().map(|one| ("containers", one));
-    let mut named = Vec::new();
+    let (mut named, mut udp) = (Vec::new(), Vec::new());
     for (list, (index, container)) in containers.chain(running_init.map(|one| ("initContainers", one))) {
         for (at, port) in container.ports.iter().flatten().enumerate() {
             let field = format!("spec.{list}[{index}].ports[{at}].containerPort");
             let number = decode::port(port.container_port, &field, problems);
             let tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
+            if port.protocol.as_deref() == Some("UDP") {
+                udp.push(number);
+            }
             if let Some(name) = port.name.as_deref().filter(|name| tcp && !name.is_empty()) {
                 named.push((name.into(), number));
             }
         }
     }
-    named
+    (named, udp)
 }

@@ -33,6 +33,8 @@ pub struct Service {
     pub families: BTreeSet<Family>,
     /// TCP ports, ascending.
     pub ports: Vec<ServicePort>,
+    /// Where pods take the datagrams of its UDP ports.
+    pub udp_targets: Vec<TargetPort>,
 }
 
 /// An address family.
@@ -125,6 +127,7 @@ impl Service {
         if families.is_empty() {
             families = cluster.into_iter().map(Family::from).collect();
         }
+        let (ports, udp_targets) = ports(spec.ports.unwrap_or_default(), problems);
         Self {
             meta,
             addresses: addresses.into_iter().collect(),
@@ -133,7 +136,8 @@ impl Service {
             selector: spec.selector.unwrap_or_default(),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             families,
-            ports: ports(spec.ports.unwrap_or_default(), problems),
+            ports,
+            udp_targets,
         }
     }
 }
@@ -149,7 +153,9 @@ fn parse_family(family: &str, problems: &mut Problems) -> Option<Family> {
     }
 }
 
-fn ports(ports: Vec<v1::ServicePort>, problems: &mut Problems) -> Vec<ServicePort> {
+/// The TCP ports, and where the UDP ports lead.
+fn ports(ports: Vec<v1::ServicePort>, problems: &mut Problems) -> (Vec<ServicePort>, Vec<TargetPort>) {
+    let mut udp_targets = Vec::new();
     let mut taken: BTreeMap<u16, ServicePort> = BTreeMap::new();
     let mut names = BTreeSet::new();
     for (index, port) in ports.into_iter().enumerate() {
@@ -165,7 +171,11 @@ fn ports(ports: Vec<v1::ServicePort>, problems: &mut Problems) -> Vec<ServicePor
         };
         match port.protocol.as_deref().unwrap_or("TCP") {
             "TCP" => {}
-            "UDP" | "SCTP" => continue,
+            "UDP" => {
+                udp_targets.push(target);
+                continue;
+            }
+            "SCTP" => continue,
             other => {
                 let message = format!("{other:?} is none of TCP, UDP, SCTP");
                 problems.push(FieldError::new(format!("spec.ports[{index}].protocol"), message));
@@ -186,5 +196,5 @@ fn ports(ports: Vec<v1::ServicePort>, problems: &mut Problems) -> Vec<ServicePor
             problems.push(FieldError::new(format!("spec.ports[{index}].port"), format!("{number} is given twice")));
         }
     }
-    taken.into_values().collect()
+    (taken.into_values().collect(), udp_targets)
 }

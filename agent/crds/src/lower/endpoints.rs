@@ -75,6 +75,18 @@ pub(super) fn served_by(store: &ObjectStore, pod: &Pod) -> Vec<(ServiceKey, u16,
     serves.into_iter().collect()
 }
 
+/// The UDP ports that a pod is said to take datagrams at, by itself or by the Services that select it: ascending.
+pub(super) fn udp_ports(store: &ObjectStore, pod: &Pod) -> Vec<u16> {
+    let mut ports: BTreeSet<u16> = pod.udp_ports.iter().copied().collect();
+    let targets = store.services_selecting(pod).flat_map(|service| &service.udp_targets);
+    ports.extend(targets.filter_map(|target| match target {
+        TargetPort::Number(number) => Some(*number),
+        // A container's port of that name is among them already.
+        TargetPort::Name(_) => None,
+    }));
+    ports.into_iter().collect()
+}
+
 fn of_slice<'a>(
     store: &'a ObjectStore,
     slice: &'a EndpointSlice,

@@ -59,6 +59,7 @@ pub(super) fn workload(store: &ObjectStore, id: &WorkloadId, findings: &mut Find
         netns: path(NETNS_ANNOTATION),
         cgroup: path(CGROUP_ANNOTATION),
         serves: endpoints::served_by(store, pod),
+        udp_ports: endpoints::udp_ports(store, pod),
     })
 }
 

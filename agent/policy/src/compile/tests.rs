@@ -74,6 +74,7 @@ fn pod(id: &str, ip: &str, serves: &[(&str, u16, u16)]) -> WorkloadIr {
         netns: None,
         cgroup: None,
         serves: serves.iter().map(|&(service, port, target)| (key(service), port, target)).collect(),
+        udp_ports: Vec::new(),
     }
 }
 

@@ -21,6 +21,7 @@ fn workload(uid: &str, ips: &[&str]) -> Arc<WorkloadIr> {
         cgroup: None,
         state: WorkloadState::NotReady,
         serves: Vec::new(),
+        udp_ports: Vec::new(),
     })
 }
 

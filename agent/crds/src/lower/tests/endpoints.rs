@@ -181,3 +181,25 @@ fn services_without_selector_or_slices_have_no_endpoints() {
     assert_eq!(*endpoints_of(&ir, "bare", 80), EndpointSet::default());
     assert_eq!(*endpoints_of(&ir, "name", 80), EndpointSet::default());
 }
+
+#[test]
+fn udp_ports_are_those_of_containers_and_of_services_that_select_the_pod() {
+    let container = json!([{"name": "c", "ports": [
+        {"containerPort": 5300, "protocol": "UDP"}, {"name": "logs", "containerPort": 514, "protocol": "UDP"},
+        {"containerPort": 8080}, {"containerPort": 53, "protocol": "TCP"},
+    ]}]);
+    let dns = |app: &str, target: Value| {
+        let port = json!({"port": 53, "protocol": "UDP", "targetPort": target});
+        service("dns", json!({"selector": {"app": app}, "ports": [port]}))
+    };
+    for (service, expected) in [
+        (dns("web", json!(5353)), &[514, 5300, 5353][..]),
+        (dns("web", Value::Null), &[53, 514, 5300]),
+        (dns("web", json!("logs")), &[514, 5300]),
+        (dns("other", json!(5353)), &[514, 5300]),
+    ] {
+        let ir =
+            lowered(&[service.clone(), with(pod("p", "web", &["10.0.0.1"]), "spec.containers", container.clone())]);
+        assert_eq!(workload_of(&ir, "p").udp_ports, expected, "{service}");
+    }
+}
