@@ -18,11 +18,14 @@ use crate::{
     telemetry::Chain,
 };
 
+/// Pods, and which capture of each it was.
+type Captures = Vec<(WorkloadId, Option<u64>)>;
+
 /// Keeps the maps as plans have it.
 #[derive(Debug, Default)]
 pub struct Udp {
     /// What the maps were made from.
-    seen: Option<(Generation, Vec<(WorkloadId, Option<u64>)>)>,
+    seen: Option<(Generation, Captures)>,
     error: Option<String>,
 }
 
@@ -32,7 +35,7 @@ impl Udp {
         let snapshot = shared.snapshots.load();
         let captured = captured(&shared.pods());
         let mut capture = shared.capture();
-        let from: Vec<_> = captured.iter().map(|(id, _)| (id.clone(), capture.inbound_capture(id))).collect();
+        let from: Captures = captured.iter().map(|(id, _)| (id.clone(), capture.inbound_capture(id))).collect();
         let from = (snapshot.generation, from);
         if self.seen.as_ref() == Some(&from) {
             return;
