@@ -23,7 +23,7 @@ pub fn may_send(ctx: &SockAddrContext, to: &Addr, port: u16) -> bool {
         return true;
     }
     // SAFETY: as in `connect::decide`.
-    if !unsafe { PODS.get(source) }.is_some_and(|pod| pod.flags & pod_flags::OUTBOUND != 0) {
+    if unsafe { PODS.get(source) }.is_none_or(|pod| pod.flags & pod_flags::OUTBOUND == 0) {
         return true;
     }
     // SAFETY: one word, which stays readable even if it is replaced meanwhile.

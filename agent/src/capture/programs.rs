@@ -52,10 +52,10 @@ const CGROUP_HOOKS: [CgroupHook; 7] = [
     CgroupHook { program: "socket_events", hook: "sock_ops with bpf_get_netns_cookie", needs: "5.15", at_root: true },
     CgroupHook { program: "getpeername4", hook: "cgroup/getpeername4", needs: "5.8", at_root: false },
     CgroupHook { program: "getpeername6", hook: "cgroup/getpeername6", needs: "5.8", at_root: false },
-    CgroupHook { program: "sendmsg4", hook: "cgroup/sendmsg4 with bpf_set_retval", needs: "5.18", at_root: false },
-    CgroupHook { program: "sendmsg6", hook: "cgroup/sendmsg6 with bpf_set_retval", needs: "5.18", at_root: false },
     CgroupHook { program: "connect4", hook: "cgroup/connect4 with bpf_set_retval", needs: "5.18", at_root: false },
     CgroupHook { program: "connect6", hook: "cgroup/connect6 with bpf_set_retval", needs: "5.18", at_root: false },
+    CgroupHook { program: "sendmsg4", hook: "cgroup/sendmsg4 with bpf_set_retval", needs: "5.18", at_root: false },
+    CgroupHook { program: "sendmsg6", hook: "cgroup/sendmsg6 with bpf_set_retval", needs: "5.18", at_root: false },
 ];
 
 /// Whether any program takes part in socket look-up in a namespace. If that cannot be told, there is one.
