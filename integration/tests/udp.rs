@@ -3,10 +3,10 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use weft_integration::{
     Pod, PodSpec, Shop,
@@ -18,7 +18,9 @@ use weft_integration::{
 const PORT: u16 = 5300;
 /// A change of a manifest shows.
 const IN_FORCE: Duration = Duration::from_secs(30);
-const HEARD: Duration = Duration::from_secs(10);
+const HEARD: Duration = Duration::from_secs(30);
+/// One look at a socket.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Whether a question from a pod's network namespace is answered. Its socket is connected, so that it learns of a refusal.
 fn is_answered(pod: &Pod, server: &UdpSocket, to: SocketAddr) -> Result<bool> {
@@ -27,18 +29,24 @@ fn is_answered(pod: &Pod, server: &UdpSocket, to: SocketAddr) -> Result<bool> {
         client.connect(to)?;
         Ok(client)
     })?;
-    client.set_read_timeout(Some(HEARD))?;
+    for socket in [&client, server] {
+        socket.set_read_timeout(Some(LOOK))?;
+    }
     client.send(b"question")?;
+    let started = Instant::now();
     // Denied, an ICMP message is on its way back; else the question arrives.
-    server.set_read_timeout(Some(Duration::from_millis(200)))?;
-    if let Ok((_, peer)) = server.recv_from(&mut [0; 16]) {
-        server.send_to(b"answer", peer)?;
+    while started.elapsed() < HEARD {
+        if let Ok((_, peer)) = server.recv_from(&mut [0; 16]) {
+            server.send_to(b"answer", peer)?;
+        }
+        match client.recv(&mut [0; 16]) {
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).with_context(|| format!("{} to {to}", pod.name())),
+        }
     }
-    match client.recv(&mut [0; 16]) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("{} to {to}", pod.name())),
-    }
+    bail!("{} heard nothing from {to}", pod.name())
 }
 
 /// Whether a process of the pod may send there at all.
