@@ -141,6 +141,8 @@ pub const CNI_CONFIG_BYTES_MAX: u64 = 1 << 20;
 pub const CNI_MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Most addresses of one sandbox that are told to the agent; Kubernetes knows one of each family.
 pub const CNI_ADDRESSES_MAX: usize = 64;
+/// After a failed accept on the CNI plugin's socket, when descriptors have run out: it would fail again at once.
+pub const CNI_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Plugins that may wait at one time: the kubelet starts a node's pods side by side, and a node has at most some hundred.
 pub const CNI_CONNECTIONS_MAX: usize = 256;
 /// Sandboxes that were announced and whose pods have no address in their status yet.

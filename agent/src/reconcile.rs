@@ -187,6 +187,8 @@ impl Reconciler {
     /// for its own turn would meet that pod's fail mode. Until then connections wait in the accept queues.
     fn attach_all(&mut self, ids: &[WorkloadId]) {
         let listeners: Vec<PodListeners> = ids.iter().filter_map(|id| self.attach(id)).collect();
+        // A pod that was waited for may take datagrams as soon as its first process runs.
+        self.udp.follow(&self.shared);
         for listeners in listeners {
             self.shared.proxy.add_pod(listeners);
         }

@@ -37,7 +37,7 @@ pub async fn serve(listener: UnixListener, announcements: mpsc::Sender<Announcem
     let slots = Arc::new(Semaphore::new(limits::CNI_CONNECTIONS_MAX));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(limits::CNI_ACCEPT_PAUSE).await;
             continue;
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
