@@ -330,7 +330,7 @@ mod tests {
             udp_ports: Some(Box::default()),
             requests: None,
         };
-        InboundPlan { stance: Stance::default(), selected_by: Arc::new([target]), grants: Box::new([grant]) }
+        InboundPlan { selected_by: Arc::new([target]), grants: Box::new([grant]), ..InboundPlan::default() }
     }
 
     #[test]

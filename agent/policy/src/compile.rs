@@ -157,6 +157,8 @@ impl Compiler {
             addresses: self.snapshot.addresses.clone(),
             pods: self.snapshot.pods.clone(),
             inbound: self.snapshot.inbound.clone(),
+            peers: self.snapshot.peers.clone(),
+            strict: self.snapshot.strict.clone(),
         };
         self.publish_services(&touched, &mut snapshot);
         self.publish_pods(&touched, &mut snapshot);

@@ -56,6 +56,8 @@ pub enum Basis {
     Unidentified(Arc<[ObjectRef]>),
     /// These TrafficTargets grant requests only, and this is not HTTP.
     NotHttp(Arc<[ObjectRef]>),
+    /// This object refuses plaintext at the workload, and the connection brought no certificate.
+    Plaintext(ObjectRef),
 }
 
 impl fmt::Display for Basis {
@@ -77,6 +79,9 @@ impl fmt::Display for Basis {
                 write!(f, "the source has no identity, and {} selects the destination", Names(by))
             }
             Self::NotHttp(by) => write!(f, "{} grants HTTP requests only", Names(by)),
+            Self::Plaintext(object) => {
+                write!(f, "{object} takes mutual TLS only, and this connection brought no certificate")
+            }
         }
     }
 }
@@ -106,6 +111,18 @@ pub struct Stance {
     pub deny: bool,
     /// The namespace that says so; `None` for the agent's default.
     pub origin: Option<Arc<ObjectRef>>,
+}
+
+/// Whether a workload takes connections from elsewhere that bring no certificate. Those from captured pods of the same node need none:
+/// the kernel vouches for both ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mtls {
+    /// It does.
+    #[default]
+    Permissive,
+    /// It does not, because this object says so.
+    Strict(ObjectRef),
 }
 
 /// What one TrafficTarget gives.
@@ -145,6 +162,8 @@ fn holds(ports: Option<&[u16]>, port: u16) -> bool {
 pub struct InboundPlan {
     /// What holds if nothing selects the workload.
     pub stance: Stance,
+    /// Whether it takes connections without a certificate.
+    pub mtls: Mtls,
     /// The TrafficTargets that select it, grants or not.
     pub selected_by: Arc<[ObjectRef]>,
     /// What they grant.
@@ -152,10 +171,20 @@ pub struct InboundPlan {
 }
 
 impl InboundPlan {
-    /// Whether the workload is denied by default, so that its connections are refused while the agent is gone.
+    /// Whether the workload is denied by default or refuses plaintext, so that its connections are refused while the agent is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.stance.deny || !self.selected_by.is_empty()
+        self.stance.deny || !self.selected_by.is_empty() || matches!(self.mtls, Mtls::Strict(_))
+    }
+
+    /// Why a connection from elsewhere that brought no certificate is refused, whatever it asks for; `None` where it is not, and the
+    /// other questions decide. To be asked before them: nothing that they say outweighs it.
+    #[must_use]
+    pub fn plaintext(&self) -> Option<Basis> {
+        match &self.mtls {
+            Mtls::Permissive => None,
+            Mtls::Strict(object) => Some(Basis::Plaintext(object.clone())),
+        }
     }
 
     /// What to do with a connection to `port`.
@@ -225,5 +254,24 @@ impl InboundPlan {
             Some(grant) => Verdict::Allow(Basis::Grant(Arc::clone(&grant.origin))),
             None => Verdict::Deny(Basis::NotGranted(Arc::clone(&self.selected_by))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_that_refuses_plaintext_is_closed_and_names_who_says_so() {
+        let shop = ObjectRef::new("Namespace", "", "shop");
+        let strict = InboundPlan { mtls: Mtls::Strict(shop.clone()), ..InboundPlan::default() };
+        assert!(strict.is_closed());
+        assert_eq!(strict.plaintext(), Some(Basis::Plaintext(shop)));
+        assert_eq!(
+            strict.plaintext().unwrap().to_string(),
+            "Namespace shop takes mutual TLS only, and this connection brought no certificate"
+        );
+        let permissive = InboundPlan::default();
+        assert_eq!((permissive.is_closed(), permissive.plaintext()), (false, None));
     }
 }

@@ -13,6 +13,7 @@ pub mod matcher;
 pub mod names;
 pub mod path;
 pub mod pattern;
+pub mod peer;
 pub mod plan;
 pub mod shared_map;
 pub mod snapshot;

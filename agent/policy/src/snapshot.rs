@@ -12,7 +12,8 @@ use arc_swap::ArcSwap;
 
 use crate::{
     inbound::InboundPlan,
-    names::{Generation, ServiceKey, WorkloadId},
+    names::{Generation, ObjectRef, ServiceKey, WorkloadId},
+    peer::Peer,
     plan::{Destination, OutboundPlan, PodPlan},
     shared_map::SharedMap,
 };
@@ -30,6 +31,10 @@ pub struct Snapshot {
     pub pods: SharedMap<IpAddr, Arc<PodPlan>>,
     /// By workload, for those of this node.
     pub inbound: SharedMap<WorkloadId, Arc<InboundPlan>>,
+    /// Pods that take mutual TLS, those of this node among them.
+    pub peers: SharedMap<WorkloadId, Arc<Peer>>,
+    /// Namespaces that refuse plaintext, and the object that says so.
+    pub strict: SharedMap<Arc<str>, ObjectRef>,
 }
 
 impl Snapshot {

@@ -10,8 +10,9 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    inbound::{InboundPlan, Stance},
+    inbound::{InboundPlan, Mtls, Stance},
     names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
+    peer::Peer,
     plan::{AppProtocol, Balance, OutboundPlan, PodPlan},
     snapshot::Snapshot,
     split::{Backend, Split},
@@ -88,6 +89,10 @@ pub struct SnapshotView {
     pub pods: BTreeMap<IpAddr, PodView>,
     /// What may reach a workload.
     pub inbound: BTreeMap<WorkloadId, InboundView>,
+    /// Pods that take mutual TLS.
+    pub peers: BTreeMap<WorkloadId, Arc<Peer>>,
+    /// Namespaces that refuse plaintext, and what says so.
+    pub strict: BTreeMap<Arc<str>, ObjectRef>,
 }
 
 /// What may reach a workload.
@@ -97,6 +102,8 @@ pub struct InboundView {
     pub denied_by_default: bool,
     /// What holds if no TrafficTarget selects it.
     pub stance: Stance,
+    /// Whether it takes connections without a certificate.
+    pub mtls: Mtls,
     /// The TrafficTargets that select it.
     pub selected_by: Vec<ObjectRef>,
     /// What they grant.
@@ -195,6 +202,8 @@ impl Snapshot {
                 .collect(),
             pods: self.pods.iter().map(|(ip, plan)| (*ip, plan.describe())).collect(),
             inbound: self.inbound.iter().map(|(id, plan)| (id.clone(), plan.describe())).collect(),
+            peers: self.peers.iter().map(|(id, peer)| (id.clone(), Arc::clone(peer))).collect(),
+            strict: self.strict.iter().map(|(name, by)| (Arc::clone(name), by.clone())).collect(),
         }
     }
 }
@@ -215,6 +224,7 @@ impl InboundPlan {
         InboundView {
             denied_by_default: self.is_closed(),
             stance: self.stance.clone(),
+            mtls: self.mtls.clone(),
             selected_by: self.selected_by.to_vec(),
             grants: grants.collect(),
         }

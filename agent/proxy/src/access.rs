@@ -55,6 +55,7 @@ impl Denied {
             Self::By(Basis::NotGranted(_) | Basis::Grant(_)) => BasisKind::NotGranted,
             Self::By(Basis::Unidentified(_)) => BasisKind::Unidentified,
             Self::By(Basis::NotHttp(_)) => BasisKind::NotHttp,
+            Self::By(Basis::Plaintext(_)) => BasisKind::Plaintext,
             Self::NoPlan => BasisKind::NoPlan,
         }
     }

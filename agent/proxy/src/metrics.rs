@@ -39,11 +39,13 @@ pub(crate) enum BasisKind {
     NotGranted,
     Unidentified,
     NotHttp,
+    Plaintext,
     NoPlan,
 }
 
 impl BasisKind {
-    pub(crate) const ALL: [Self; 5] = [Self::Stance, Self::NotGranted, Self::Unidentified, Self::NotHttp, Self::NoPlan];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Stance, Self::NotGranted, Self::Unidentified, Self::NotHttp, Self::Plaintext, Self::NoPlan];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -51,6 +53,7 @@ impl BasisKind {
             Self::NotGranted => "not_granted",
             Self::Unidentified => "unidentified",
             Self::NotHttp => "not_http",
+            Self::Plaintext => "plaintext",
             Self::NoPlan => "no_plan",
         }
     }

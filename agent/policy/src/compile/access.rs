@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     diagnostic::{Diagnostic, Severity},
-    inbound::{Grant, InboundPlan, Stance},
+    inbound::{Grant, InboundPlan, Mtls, Stance},
     ir::{GrantIr, IrDelta, MatchIr, MeshIr, WorkloadIr, WorkloadState},
     limits,
     matcher::RouteMatcher,
@@ -201,7 +201,12 @@ impl Access {
         let selections = || self.accounts.get(account).into_iter().chain(of_bindings.clone());
         let selected_by: BTreeSet<&ObjectRef> = selections().flat_map(|selection| &selection.selected_by).collect();
         let grants = selections().flat_map(|selection| &selection.grants).map(|compiled| compiled.grant.clone());
-        InboundPlan { stance, selected_by: selected_by.into_iter().cloned().collect(), grants: grants.collect() }
+        InboundPlan {
+            stance,
+            mtls: Mtls::Permissive,
+            selected_by: selected_by.into_iter().cloned().collect(),
+            grants: grants.collect(),
+        }
     }
 
     /// Drops plans that no workload has any more.

@@ -81,7 +81,7 @@ fn grant(name: &str, requests: Option<&[(&str, &[&str])]>) -> Grant {
 }
 
 fn granting(grants: Vec<Grant>) -> InboundPlan {
-    InboundPlan { stance: Stance::default(), selected_by: Arc::new([target("selects")]), grants: grants.into() }
+    InboundPlan { selected_by: Arc::new([target("selects")]), grants: grants.into(), ..InboundPlan::default() }
 }
 
 fn nothing() -> InboundPlan {

@@ -228,6 +228,8 @@ impl Mesh {
             addresses: snapshot.addresses.clone(),
             pods: snapshot.pods.clone(),
             inbound: snapshot.inbound.clone(),
+            peers: snapshot.peers.clone(),
+            strict: snapshot.strict.clone(),
         };
         self.snapshots.publish(Arc::new(next));
     }
