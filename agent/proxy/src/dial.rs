@@ -99,6 +99,11 @@ pub(crate) async fn dial(worker: &Worker, dial: Dial<'_>) -> Result<Dialled, Dia
         if error.out_of_files() {
             worker.limit_reached(Limit::FileDescriptors, "endpoints cannot be dialled");
         }
+        if let (Dial::Outbound { .. }, DialError::Socket { source: SocketError::PortsExhausted { .. }, .. }) =
+            (dial, error)
+        {
+            worker.limit_reached(Limit::TlsPorts, "no source port is left for mutual TLS to an endpoint");
+        }
         tracing::debug!(%to, error = error as &dyn std::error::Error, "dial failed");
     }
     outcome

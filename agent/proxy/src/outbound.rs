@@ -395,7 +395,7 @@ impl Way<'_> {
             let in_flight = load.begin();
             // Only a pod whose inbound step was taken is to let it through.
             let to_workload = endpoint.workload.as_ref().filter(|_| admitted.is_some());
-            let dial = Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload };
+            let dial = Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload, tls: false };
             match dial::dial(worker, dial).await {
                 Ok(dialled) => {
                     let (split, index) = (choice.split(), choice.index());

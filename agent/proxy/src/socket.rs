@@ -61,6 +61,9 @@ pub enum Dial<'a> {
         /// The pod behind the endpoint, if known. If it is captured on this node, its inbound hook lets this connection through,
         /// because the proxy has taken the inbound step already.
         to_workload: Option<&'a WorkloadId>,
+        /// Whether mutual TLS between nodes is spoken on it: then it leaves from the pod's own address and a port of the block that tells
+        /// the other node's agent to wait for a ClientHello, and no inbound hook lets it through to an application.
+        tls: bool,
     },
     /// To an application inside `pod`, with the address of the real client.
     Inbound {
@@ -103,8 +106,8 @@ pub enum SocketError {
     /// The pod is not captured any more.
     #[error("pod {0} is not captured")]
     PodGone(WorkloadId),
-    /// All source ports of the transparent block are in use from this client to this port.
-    #[error("no transparent source port left from {client} to {to} (limit {limit})")]
+    /// All source ports of the block (transparent dials have one, mutual TLS has another) are in use from this client to this port.
+    #[error("no source port left in the reserved block from {client} to {to} (limit {limit})")]
     PortsExhausted {
         /// Client address.
         client: std::net::IpAddr,
@@ -112,6 +115,14 @@ pub enum SocketError {
         to: SocketAddr,
         /// Size of the block, ports.
         limit: usize,
+    },
+    /// The pod has no address to dial from that can reach this one.
+    #[error("pod {pod} has no address of the family and scope of {to}")]
+    NoAddress {
+        /// The pod that the connection is for.
+        pod: WorkloadId,
+        /// Where it was to go.
+        to: SocketAddr,
     },
     /// The bypass entry could not be written, so the connection would come back to the agent.
     #[error("the kernel refused to record the connection as the agent's own (bypass map full)")]
@@ -140,6 +151,7 @@ impl SocketError {
         match self {
             Self::PodGone(_) => "pod_gone",
             Self::PortsExhausted { .. } => "ports_exhausted",
+            Self::NoAddress { .. } => "no_address",
             Self::BypassFull => "bypass_full",
             Self::Kernel { .. } => "socket_error",
         }
@@ -163,4 +175,7 @@ pub trait SocketFactory: Send + Sync + 'static {
 
     /// Whether a workload is captured on this node, so that a dial to it carries out the inbound step in this process.
     fn is_captured(&self, workload: &WorkloadId) -> bool;
+
+    /// Whether a peer's port is of the block that mutual TLS between nodes is dialled from. Only a hint: anybody can bind such a port.
+    fn is_tls_port(&self, port: u16) -> bool;
 }

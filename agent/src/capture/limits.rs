@@ -5,9 +5,9 @@ use std::time::Duration;
 /// Connections that one listener holds until they are accepted. The kernel caps it at `net.core.somaxconn`, 4096 by default since 5.4.
 pub const LISTENER_BACKLOG: i32 = 4096;
 
-/// Source ports that are tried for one transparent dial before it fails: all of these were found busy in the kernel, and the next
+/// Source ports that are tried for one dial from a reserved block before it fails: all of these were found busy in the kernel, and the next
 /// ones, used longer ago, are looked at by the next dial. Two look-ups of some microseconds each.
-pub const TRANSPARENT_TRIES_MAX: usize = 256;
+pub const SOURCE_PORT_TRIES_MAX: usize = 256;
 
 /// Parts of the table of leased ports, each under a lock of its own, so that workers seldom meet.
 pub const LEASE_SHARDS: usize = 16;

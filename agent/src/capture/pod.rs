@@ -277,7 +277,14 @@ impl Capture {
         self.tables.set_pod(cookie, &config)?;
 
         let pod = local_pod(spec, cookie);
-        let sockets = PodSockets { pod: Arc::clone(&pod), netns: netns.clone(), inbound: true, cgroup_id: 0, diag };
+        let sockets = PodSockets {
+            pod: Arc::clone(&pod),
+            netns: netns.clone(),
+            ips: spec.ips.clone().into(),
+            inbound: true,
+            cgroup_id: 0,
+            diag,
+        };
         let sockets = Arc::new(sockets);
         self.sockets.insert(&sockets);
         let netns_path = spec.netns.clone();
@@ -353,6 +360,7 @@ impl Capture {
         let sockets = PodSockets {
             pod: Arc::clone(&pod),
             netns: self.home.clone(),
+            ips: spec.ips.clone().into(),
             inbound: false,
             cgroup_id: cgroup.id,
             diag: Mutex::new(diag),

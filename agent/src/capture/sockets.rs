@@ -20,7 +20,7 @@ use super::{
     bpf::Map,
     convert,
     diag::{Diag, Tags},
-    limits::TRANSPARENT_TRIES_MAX,
+    limits::SOURCE_PORT_TRIES_MAX,
     netns::Netns,
     transparent::{Endpoints, PortLease, PortLeases},
 };
@@ -30,6 +30,8 @@ use super::{
 pub(crate) struct PodSockets {
     pub(crate) pod: Arc<LocalPod>,
     pub(crate) netns: Netns,
+    /// Its addresses, the first of each family being the one that mutual TLS is dialled from.
+    pub(crate) ips: Box<[IpAddr]>,
     /// Whether connections made to it are captured, so that the agent's own must be let through.
     pub(crate) inbound: bool,
     /// Its cgroup, if it shares the host's namespace; else zero.
@@ -52,7 +54,10 @@ pub struct CaptureSockets {
     storage: Map<i32, SocketState>,
     /// Listeners, and what they accept.
     accepted: Map<i32, u32>,
-    leases: PortLeases,
+    /// Of source ports for transparent connections to applications.
+    transparent: PortLeases,
+    /// Of source ports for mutual TLS to other nodes.
+    tls: PortLeases,
 }
 
 impl CaptureSockets {
@@ -66,7 +71,8 @@ impl CaptureSockets {
             captured,
             storage,
             accepted,
-            leases: PortLeases::new(ports::TRANSPARENT_FIRST..=ports::TRANSPARENT_LAST),
+            transparent: PortLeases::new(ports::TRANSPARENT_FIRST..=ports::TRANSPARENT_LAST),
+            tls: PortLeases::new(ports::TLS_DIAL_FIRST..=ports::TLS_DIAL_LAST),
         }
     }
 
@@ -130,6 +136,29 @@ impl CaptureSockets {
         Ok(DialSocket { socket, lease: Lease(None) })
     }
 
+    /// A socket for mutual TLS. Nothing lets it through to an application: it must meet an agent.
+    fn tls(&self, source: &PodSockets, to: SocketAddr) -> Result<DialSocket, SocketError> {
+        let to = canonical(to);
+        let no_address = || SocketError::NoAddress { pod: source.pod.id.clone(), to };
+        let own = own_address(&source.ips, to.ip()).ok_or_else(no_address)?;
+        let socket = source
+            .netns
+            .enter(|| {
+                let socket = stream(to)?;
+                // One port serves several destinations at a time, and follows its own TIME_WAIT.
+                socket.set_reuse_address(true)?;
+                Ok(socket)
+            })
+            .and_then(|made| made)
+            .map_err(kernel("open a socket in the pod's network namespace"))?;
+        let endpoints = Endpoints { netns_cookie: source.pod.netns_cookie, client: own, to };
+        let lease = bind(&self.tls, &socket, endpoints, SocketAddr::new(own, 0), |from| {
+            source.diag.lock().unwrap_or_else(PoisonError::into_inner).holds(from, to)
+        })?;
+        self.tag(socket.as_fd(), 0)?;
+        Ok(DialSocket { socket, lease: Lease(Some(Box::new(lease))) })
+    }
+
     fn inbound(&self, pod: &PodSockets, client: SocketAddr, to: SocketAddr) -> Result<DialSocket, SocketError> {
         let (client, to) = (canonical(client), canonical(to));
         // An answer to a link-local address leaves by the link that the address is of, whatever the routing rules say: a transparent
@@ -143,50 +172,19 @@ impl CaptureSockets {
             .and_then(|made| made)
             .map_err(kernel("open a transparent socket in the pod's network namespace"))?;
         let endpoints = Endpoints { netns_cookie: pod.pod.netns_cookie, client: client.ip(), to };
-        let lease = self.bind(&socket, pod, endpoints, client)?;
+        let lease = bind(&self.transparent, &socket, endpoints, client, |from| {
+            pod.diag.lock().unwrap_or_else(PoisonError::into_inner).is_taken(from, to)
+        })?;
         self.tag(socket.as_fd(), pod.pod.netns_cookie)?;
         Ok(DialSocket { socket, lease: Lease(Some(Box::new(lease))) })
-    }
-
-    /// Binds a transparent socket to the client's address and a port of the block that nobody uses. Binding works from any
-    /// namespace: the socket stays where it was made.
-    fn bind(
-        &self,
-        socket: &Socket,
-        pod: &PodSockets,
-        endpoints: Endpoints,
-        client: SocketAddr,
-    ) -> Result<PortLease, SocketError> {
-        let exhausted =
-            || SocketError::PortsExhausted { client: endpoints.client, to: endpoints.to, limit: self.leases.limit() };
-        // Leases of ports that turned out to be busy are kept until the end, so that none is tried twice.
-        let mut busy = Vec::new();
-        while busy.len() < TRANSPARENT_TRIES_MAX {
-            let lease = self.leases.lease(endpoints, client.port()).ok_or_else(exhausted)?;
-            let mut from = client;
-            from.set_port(lease.port());
-            let taken = pod.diag.lock().unwrap_or_else(PoisonError::into_inner).is_taken(from, endpoints.to);
-            if taken.map_err(kernel("ask the pod's network namespace for a connection"))? {
-                busy.push(lease);
-                continue;
-            }
-            match socket.bind(&from.into()) {
-                Ok(()) => return Ok(lease),
-                // The application itself holds that port without SO_REUSEADDR, or listens on it.
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => busy.push(lease),
-                Err(source) => {
-                    return Err(SocketError::Kernel { action: "bind a socket to the client's address", source });
-                }
-            }
-        }
-        Err(exhausted())
     }
 }
 
 impl SocketFactory for CaptureSockets {
     fn socket(&self, dial: &Dial<'_>) -> Result<DialSocket, SocketError> {
         match *dial {
-            Dial::Outbound { source, to, to_workload } => {
+            Dial::Outbound { source, to, tls: true, .. } => self.tls(&*self.present(source)?, to),
+            Dial::Outbound { source, to, to_workload, tls: false } => {
                 let source = self.present(source)?;
                 let bypass = to_workload.and_then(|id| self.pod(id)).filter(|pod| pod.inbound);
                 self.outbound(&source, to, bypass.map_or(0, |pod| pod.pod.netns_cookie))
@@ -208,6 +206,10 @@ impl SocketFactory for CaptureSockets {
     fn is_captured(&self, workload: &WorkloadId) -> bool {
         self.pods.load().by_id.get(workload).is_some_and(|pod| pod.inbound)
     }
+
+    fn is_tls_port(&self, port: u16) -> bool {
+        (ports::TLS_DIAL_FIRST..=ports::TLS_DIAL_LAST).contains(&port)
+    }
 }
 
 impl FlowSource for CaptureSockets {
@@ -220,6 +222,45 @@ impl FlowSource for CaptureSockets {
         };
         Some(CapturedFlow { original_dst: SocketAddr::new(convert::ip(&original.addr), original.port), source })
     }
+}
+
+/// Binds a socket to an address and a port of the block that nobody uses; never the port that `from` has. `is_taken` asks the
+/// kernel about one. Binding works from any namespace: the socket stays where it was made.
+fn bind(
+    leases: &PortLeases,
+    socket: &Socket,
+    endpoints: Endpoints,
+    mut from: SocketAddr,
+    is_taken: impl Fn(SocketAddr) -> io::Result<bool>,
+) -> Result<PortLease, SocketError> {
+    let exhausted =
+        || SocketError::PortsExhausted { client: endpoints.client, to: endpoints.to, limit: leases.limit() };
+    let except = from.port();
+    // Leases of ports that turned out to be busy are kept until the end, so that none is tried twice.
+    let mut busy = Vec::new();
+    while busy.len() < SOURCE_PORT_TRIES_MAX {
+        let lease = leases.lease(endpoints, except).ok_or_else(exhausted)?;
+        from.set_port(lease.port());
+        if is_taken(from).map_err(kernel("ask the pod's network namespace for a connection"))? {
+            busy.push(lease);
+            continue;
+        }
+        match socket.bind(&from.into()) {
+            Ok(()) => return Ok(lease),
+            // The application itself holds that port without SO_REUSEADDR, or listens on it.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => busy.push(lease),
+            Err(source) => {
+                return Err(SocketError::Kernel { action: "bind a socket to a port of the reserved block", source });
+            }
+        }
+    }
+    Err(exhausted())
+}
+
+/// The pod's first address of the family of `to`. A link-local address is of one link, and no other node is on a pod's.
+fn own_address(ips: &[IpAddr], to: IpAddr) -> Option<IpAddr> {
+    let link_local = matches!(to, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    ips.iter().map(IpAddr::to_canonical).find(|ip| !link_local && ip.is_ipv4() == to.is_ipv4())
 }
 
 /// A plain TCP socket of the family of `to`, in the namespace that the thread is in.

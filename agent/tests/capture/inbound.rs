@@ -58,7 +58,7 @@ fn the_agents_own_dial_between_two_pods_passes_by_its_listener() {
     let b = Worker::attach(&mut capture, &world.b.spec());
     for (to, client) in [(world.b.v4, world.a.v4), (world.b.v6, world.a.v6)] {
         let to = SocketAddr::new(to, 8080);
-        let dial = Dial::Outbound { source: &a.pod, to, to_workload: Some(&b.pod.id) };
+        let dial = Dial::Outbound { source: &a.pod, to, to_workload: Some(&b.pod.id), tls: false };
         let (stream, _lease) = connect(&capture.sockets(), &dial).expect("dialled");
         assert_eq!(fill(&capture, "BYPASS"), 1);
         assert_eq!(read_line(&stream).expect("answer"), format!("app sees {client}"));
@@ -69,7 +69,8 @@ fn the_agents_own_dial_between_two_pods_passes_by_its_listener() {
     // Without the word that it is the agent's, the same dial arrives as ordinary traffic.
     let to = SocketAddr::new(world.b.v4, 8080);
     let (stream, _lease) =
-        connect(&capture.sockets(), &Dial::Outbound { source: &a.pod, to, to_workload: None }).expect("dialled");
+        connect(&capture.sockets(), &Dial::Outbound { source: &a.pod, to, to_workload: None, tls: false })
+            .expect("dialled");
     assert_eq!(read_line(&stream).expect("answer"), format!("app sees {}", world.a.v4));
     assert_eq!(b.accepted(), 1);
 }
@@ -83,7 +84,12 @@ fn a_refused_dial_is_told_as_refused() {
     let client = SocketAddr::new(world.a.v4, 40_000);
     for (dial, what) in [
         (
-            Dial::Outbound { source: &a.pod, to: SocketAddr::new(world.b.v4, 9), to_workload: Some(&b.pod.id) },
+            Dial::Outbound {
+                source: &a.pod,
+                to: SocketAddr::new(world.b.v4, 9),
+                to_workload: Some(&b.pod.id),
+                tls: false,
+            },
             "another pod's closed port",
         ),
         (Dial::Inbound { pod: &b.pod, client, to: SocketAddr::new(world.b.v4, 9) }, "the pod's own closed port"),

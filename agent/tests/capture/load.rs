@@ -82,7 +82,7 @@ fn thousands_of_mixed_connections_leave_nothing_behind() {
                         if index % 2 == 0 { world.b.v4 } else { world.b.v6 },
                         if closed { 9 } else { 8080 },
                     );
-                    let dial = Dial::Outbound { source: &a.pod, to, to_workload: Some(&b.pod.id) };
+                    let dial = Dial::Outbound { source: &a.pod, to, to_workload: Some(&b.pod.id), tls: false };
                     match connect(sockets, &dial) {
                         Ok((stream, _lease)) => end(stream, index / 10),
                         Err(_) if closed => {}

@@ -176,7 +176,7 @@ fn a_dial_for_the_pod_leaves_with_its_address_and_is_not_captured() {
     // Even to a destination that would be proxied, were it not the agent who asks.
     for to in [SocketAddr::new(world.b.v4, 8080), SocketAddr::new(world.b.v6, 8080)] {
         set(&mut capture, to, verdict::PROXY);
-        let dial = Dial::Outbound { source: &a.pod, to, to_workload: None };
+        let dial = Dial::Outbound { source: &a.pod, to, to_workload: None, tls: false };
         let (stream, _lease) = connect(&capture.sockets(), &dial).expect("dialled");
         let own = if to.is_ipv4() { world.a.v4 } else { world.a.v6 };
         assert_eq!(read_line(&stream).expect("answer"), format!("app sees {own}"));

@@ -67,7 +67,7 @@ impl<'a> Via<'a> {
     /// The dial for it. Only a pod whose inbound step was taken is to let it through.
     pub(crate) fn dial(&self) -> Dial<'a> {
         let to_workload = self.endpoint.workload.as_ref().filter(|_| self.captured);
-        Dial::Outbound { source: self.source, to: self.endpoint.address, to_workload }
+        Dial::Outbound { source: self.source, to: self.endpoint.address, to_workload, tls: false }
     }
 }
 

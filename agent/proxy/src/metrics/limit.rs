@@ -16,6 +16,7 @@ pub(crate) enum Limit {
     ConnectTries,
     ContinueTimeout,
     TransparentPorts,
+    TlsPorts,
     Commands,
     DetectTimeout,
     LearntWait,
@@ -35,7 +36,7 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 29] = [
+    pub(super) const ALL: [Self; 30] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -49,6 +50,7 @@ impl Limit {
         Self::ConnectTries,
         Self::ContinueTimeout,
         Self::TransparentPorts,
+        Self::TlsPorts,
         Self::Commands,
         Self::DetectTimeout,
         Self::LearntWait,
@@ -82,6 +84,7 @@ impl Limit {
             Self::ConnectTries => "connect_tries",
             Self::ContinueTimeout => "continue_timeout",
             Self::TransparentPorts => "transparent_ports",
+            Self::TlsPorts => "tls_ports",
             Self::Commands => "worker_commands",
             Self::DetectTimeout => "detect_timeout",
             Self::LearntWait => "learnt_wait",

@@ -93,6 +93,10 @@ impl SocketFactory for Capture {
     fn is_captured(&self, workload: &WorkloadId) -> bool {
         self.captured.lock().unwrap().contains(workload)
     }
+
+    fn is_tls_port(&self, _port: u16) -> bool {
+        false
+    }
 }
 
 impl FlowSource for Capture {
