@@ -1,0 +1,14 @@
+//! The authority that signs, without its I/O: what a certificate of ours looks like ([`profile`]), keys that sign ([`root`],
+//! [`issuer`]), and the place where others can sign instead ([`signer`]).
+//!
+//! A root signs an issuer, the issuer signs workloads: the root's key is needed at rotation only.
+
+pub mod issuer;
+pub mod profile;
+pub mod root;
+pub mod signer;
+
+pub use issuer::{Issuer, IssuerError};
+pub use profile::{Profile, ProfileError};
+pub use root::Root;
+pub use signer::{BuiltinSigner, Order, SignError, Signer, Signing};
