@@ -6,9 +6,11 @@
 pub mod issuer;
 pub mod profile;
 pub mod root;
+pub mod rotation;
 pub mod signer;
 
 pub use issuer::{Issuer, IssuerError};
 pub use profile::{Profile, ProfileError};
 pub use root::Root;
+pub use rotation::Rotation;
 pub use signer::{BuiltinSigner, Order, SignError, Signer, Signing};

@@ -63,7 +63,7 @@ pub enum CaError {
     /// It constrains URIs: TLS libraries, rustls among them, refuse every certificate below it.
     #[error("it has name constraints for URIs, under which no certificate of a workload would be taken")]
     UriConstraints,
-    /// Its name constraints forbid what is to be signed.
+    /// Its extended key usage would forbid what is to be signed.
     #[error("it has an extended key usage that leaves out TLS servers or clients")]
     ExtendedUsage,
 }
@@ -204,10 +204,13 @@ pub(crate) fn check_ca(der: &[u8]) -> Result<(), CaError> {
     if !rest.is_empty() {
         return Err(CaError::Garbage);
     }
-    let mut is_ca = false;
+    // First, since it says most about what somebody has mistaken for an authority's certificate.
+    let is_ca = |extension: &ParsedExtension<'_>| matches!(extension, ParsedExtension::BasicConstraints(it) if it.ca);
+    if !certificate.extensions().iter().any(|extension| is_ca(extension.parsed_extension())) {
+        return Err(CaError::NotCa);
+    }
     for extension in certificate.extensions() {
         match extension.parsed_extension() {
-            ParsedExtension::BasicConstraints(constraints) => is_ca = constraints.ca,
             ParsedExtension::KeyUsage(usage) if !usage.key_cert_sign() => return Err(CaError::Usage),
             ParsedExtension::ExtendedKeyUsage(usage) if !(usage.any || usage.server_auth && usage.client_auth) => {
                 return Err(CaError::ExtendedUsage);
@@ -222,5 +225,5 @@ pub(crate) fn check_ca(der: &[u8]) -> Result<(), CaError> {
             _ => {}
         }
     }
-    if is_ca { Ok(()) } else { Err(CaError::NotCa) }
+    Ok(())
 }
