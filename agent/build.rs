@@ -20,7 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", dir.display());
     }
     let mut source = String::new();
-    for (name, file) in [("CGROUP", "weft-cgroup.bpf.o"), ("LOOKUP", "weft-lookup.bpf.o")] {
+    let objects =
+        [("CGROUP", "weft-cgroup.bpf.o"), ("LOOKUP", "weft-lookup.bpf.o"), ("RELEASED", "weft-released.bpf.o")];
+    for (name, file) in objects {
         let path = dir.join(file);
         let value = if path.is_file() {
             println!("cargo::rerun-if-changed={}", path.display());

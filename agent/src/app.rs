@@ -97,7 +97,11 @@ pub enum RunError {
 /// Where capture keeps its things.
 #[must_use]
 pub fn capture_config(places: &Places) -> CaptureConfig {
-    CaptureConfig { bpf_dir: places.bpf_dir.clone(), cgroup_root: places.cgroup_root.clone() }
+    CaptureConfig {
+        bpf_dir: places.bpf_dir.clone(),
+        cgroup_root: places.cgroup_root.clone(),
+        ..CaptureConfig::default()
+    }
 }
 
 /// Runs the agent until it is told to stop or hands over to another one.

@@ -23,6 +23,7 @@ mod pins;
 mod pod;
 mod probe;
 mod programs;
+mod released;
 mod routes;
 mod sockets;
 mod stats;
@@ -38,7 +39,7 @@ use std::{
     time::Duration,
 };
 
-use weft_abi::{DestKey, DestVerdict, FlowKey, map_name};
+use weft_abi::{DestKey, DestVerdict, FlowKey, map_name, pod_flags};
 use weft_policy::names::WorkloadId;
 
 use self::{
@@ -72,11 +73,13 @@ pub struct CaptureConfig {
     pub bpf_dir: PathBuf,
     /// Root of the cgroup2 hierarchy; `None` finds it.
     pub cgroup_root: Option<PathBuf>,
+    /// How long a released pod resets what other agents still dial for mutual TLS.
+    pub refuse_tls_for: Duration,
 }
 
 impl Default for CaptureConfig {
     fn default() -> Self {
-        Self { bpf_dir: PathBuf::from(BPF_DIR), cgroup_root: None }
+        Self { bpf_dir: PathBuf::from(BPF_DIR), cgroup_root: None, refuse_tls_for: limits::TLS_REFUSED_AFTER_RELEASE }
     }
 }
 
@@ -100,6 +103,7 @@ pub struct Capture {
     destinations: HashMap<DestKey, DestVerdict>,
     udp: UdpAccess,
     closed_before: HashSet<FlowKey>,
+    refuse_tls_for: Duration,
     handed_over: bool,
 }
 
@@ -146,6 +150,7 @@ impl Capture {
             destinations,
             udp,
             closed_before: HashSet::new(),
+            refuse_tls_for: config.refuse_tls_for,
             handed_over: false,
         })
     }
@@ -230,7 +235,13 @@ impl Capture {
             namespaces.insert(self.home.cookie(), self.home.clone());
             for cookie in &unclaimed {
                 let config = self.tables.pods.get(cookie).map_err(read(map_name::PODS))?.unwrap_or_default();
-                if let Err(error) = tear_down(&self.tables, &self.pins, *cookie, namespaces.get(cookie), &config) {
+                let netns = namespaces.get(cookie);
+                if let Some(netns) = netns.filter(|_| config.flags & pod_flags::INBOUND != 0)
+                    && let Err(error) = released::refuse_tls(&mut self.programs, &self.pins, netns, self.refuse_tls_for)
+                {
+                    first_error.get_or_insert(error);
+                }
+                if let Err(error) = tear_down(&self.tables, &self.pins, *cookie, netns, &config) {
                     first_error.get_or_insert(error);
                 }
             }
@@ -247,7 +258,7 @@ impl Capture {
     }
 
     /// Forgets redirected connections that were closed by their application and never came out of an accept queue: the kernel gave
-    /// them up there. To be called every half minute or so; an entry must have been seen closed by the call before.
+    /// them up there. Removes what was left in released pods and is over. To be called every half minute or so; an entry must have been seen closed by the call before.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -266,7 +277,7 @@ impl Capture {
             }
         }
         self.closed_before = closed;
-        Ok(())
+        self.sweep_released()
     }
 
     /// Takes the listeners away from the programs, so that new connections meet the fail mode at once. What waits in the accept

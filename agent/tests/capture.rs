@@ -32,6 +32,8 @@ mod refusals;
 mod rewriter;
 #[path = "capture/sockets.rs"]
 mod sockets;
+#[path = "capture/tls.rs"]
+mod tls;
 #[path = "capture/udp.rs"]
 mod udp;
 #[path = "capture/verifier.rs"]

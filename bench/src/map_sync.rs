@@ -26,7 +26,11 @@ const PORT: u16 = 80;
 /// When not root, or capture refuses.
 pub fn measure() -> Result<Value> {
     let node = Node::new("bench")?;
-    let config = CaptureConfig { bpf_dir: node.bpf_dir(), cgroup_root: Some(node.cgroup().to_path_buf()) };
+    let config = CaptureConfig {
+        bpf_dir: node.bpf_dir(),
+        cgroup_root: Some(node.cgroup().to_path_buf()),
+        ..CaptureConfig::default()
+    };
     let mut capture = Capture::open(&config).context("cannot open capture")?;
     let measured = SIZES.iter().try_fold(Map::new(), |mut all, size| {
         let (full, change) = measure_size(&mut capture, *size)?;

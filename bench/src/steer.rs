@@ -34,7 +34,11 @@ impl Steering {
     /// # Errors
     /// When the process does not listen, or capture refuses.
     pub fn start(node: &Node, pod: &Pod, pid: u32, port: u16, destinations: &[SocketAddr]) -> Result<Self> {
-        let config = CaptureConfig { bpf_dir: node.bpf_dir(), cgroup_root: Some(node.cgroup().to_path_buf()) };
+        let config = CaptureConfig {
+            bpf_dir: node.bpf_dir(),
+            cgroup_root: Some(node.cgroup().to_path_buf()),
+            ..CaptureConfig::default()
+        };
         let mut capture = Capture::open(&config).context("cannot open capture")?;
         let spec = PodSpec {
             id: WorkloadId::new(pod.uid()),

@@ -1,7 +1,8 @@
 //! `sk_lookup`: decides who accepts a connection that arrives in a pod's namespace, and whether its application gets a datagram.
 //!
 //! One instance for each namespace, with the namespace's cookie in its read-only data, because the hook cannot ask for it. Must not
-//! let a connection fall through to the application when the pod's fail mode is `closed`.
+//! let a connection fall through to the application when the pod's fail mode is `closed`, nor ever one that another agent dialled for
+//! mutual TLS: its first bytes are no application's business.
 
 use aya_ebpf::{bindings::sk_action, macros::sk_lookup, programs::SkLookupContext};
 use weft_abi::{
@@ -12,11 +13,9 @@ use weft_abi::{
 use crate::{
     addr, agent, count,
     maps::{BYPASS, CAPTURED, LISTENERS, LOCAL_ADDRS, NODE_FLOWS, PODS},
+    tuple::{self, Tuple},
     udp_access,
 };
-
-/// Address family of IPv4 sockets (socket(2)).
-const AF_INET: u32 = 2;
 
 /// The kernel goes on: to the socket that was assigned, else to whoever listens.
 const PASS: u32 = sk_action::SK_PASS;
@@ -30,40 +29,11 @@ static NETNS: u64 = 0;
 /// The hook.
 #[sk_lookup]
 pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
-    let lookup = ctx.lookup;
-    // SAFETY: the verifier checks every access. All are read before any is chosen: see `sock_ops::accepting_side`.
-    let (protocol, ifindex, family, local4, remote4, local6, remote6, local_port, remote_port) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*lookup).protocol),
-            core::ptr::read_volatile(&raw const (*lookup).ingress_ifindex),
-            core::ptr::read_volatile(&raw const (*lookup).family),
-            core::ptr::read_volatile(&raw const (*lookup).local_ip4),
-            core::ptr::read_volatile(&raw const (*lookup).remote_ip4),
-            [
-                core::ptr::read_volatile(&raw const (*lookup).local_ip6[0]),
-                core::ptr::read_volatile(&raw const (*lookup).local_ip6[1]),
-                core::ptr::read_volatile(&raw const (*lookup).local_ip6[2]),
-                core::ptr::read_volatile(&raw const (*lookup).local_ip6[3]),
-            ],
-            [
-                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[0]),
-                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[1]),
-                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[2]),
-                core::ptr::read_volatile(&raw const (*lookup).remote_ip6[3]),
-            ],
-            core::ptr::read_volatile(&raw const (*lookup).local_port) as u16,
-            u16::from_be(core::ptr::read_volatile(&raw const (*lookup).remote_port)),
-        )
-    };
+    let Tuple { protocol, ifindex, local, remote, local_port, remote_port } = tuple::of(&ctx);
     let is_udp = protocol == u32::from(IPPROTO_UDP);
     if !(is_udp || protocol == u32::from(IPPROTO_TCP)) || ifindex == DIAG_IFINDEX {
         return PASS;
     }
-    let (local, remote) = if family == AF_INET {
-        (Addr::v4(local4), Addr::v4(remote4))
-    } else {
-        (Addr { words_be: local6 }, Addr { words_be: remote6 })
-    };
     // SAFETY: a plain static; volatile, because the loader sets it behind the compiler's back.
     let netns_cookie = unsafe { core::ptr::read_volatile(&raw const NETNS) };
     if is_udp {
@@ -90,17 +60,17 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         return if agents { DROP } else { PASS };
     }
     // The pod talks to itself. From outside such a packet is a martian (IPv4), or its answers never leave the pod (IPv6).
-    if same(&local, &remote) {
+    if tuple::same(&local, &remote) {
         return PASS;
     }
-    inbound(&ctx, netns_cookie, &local)
+    inbound(&ctx, netns_cookie, &local, remote_port)
 }
 
 /// A datagram that no connected socket takes. The agent never sees it: it goes to the application, or nowhere, and its sender learns of that
 /// (ICMP, port unreachable).
 #[inline(always)]
 fn datagram(netns_cookie: u64, local: &Addr, remote: &Addr, port: u16) -> u32 {
-    if addr::is_loopback(local) || same(local, remote) {
+    if addr::is_loopback(local) || tuple::same(local, remote) {
         return PASS;
     }
     // SAFETY: one word, which stays readable even if it is replaced meanwhile.
@@ -114,7 +84,7 @@ fn datagram(netns_cookie: u64, local: &Addr, remote: &Addr, port: u16) -> u32 {
 }
 
 #[inline(always)]
-fn inbound(ctx: &SkLookupContext, netns_cookie: u64, local: &Addr) -> u32 {
+fn inbound(ctx: &SkLookupContext, netns_cookie: u64, local: &Addr, remote_port: u16) -> u32 {
     // SAFETY: user space deletes a pod only after its look-up program is detached.
     let Some(pod) = (unsafe { PODS.get(netns_cookie) }) else { return PASS };
     let flags = pod.flags;
@@ -131,7 +101,7 @@ fn inbound(ctx: &SkLookupContext, netns_cookie: u64, local: &Addr) -> u32 {
         count::pod(netns_cookie, |stats| unsafe { &raw mut (*stats).inbound_captured });
         return PASS;
     }
-    if flags & pod_flags::FAIL_CLOSED != 0 {
+    if flags & pod_flags::FAIL_CLOSED != 0 || ports::is_tls_dial(remote_port) {
         // SAFETY: as above.
         count::pod(netns_cookie, |stats| unsafe { &raw mut (*stats).inbound_refused });
         return DROP;
@@ -150,11 +120,4 @@ fn hand_over(ctx: &SkLookupContext, direction: u32, netns_cookie: u64, local: &A
         return DROP;
     }
     PASS
-}
-
-/// Whether both are the same. Word by word: a slice comparison becomes a call to `memcmp`, which there is none of.
-#[inline(always)]
-fn same(left: &Addr, right: &Addr) -> bool {
-    let (left, right) = (&left.words_be, &right.words_be);
-    left[0] == right[0] && left[1] == right[1] && left[2] == right[2] && left[3] == right[3]
 }

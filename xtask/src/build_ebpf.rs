@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::{setup, sh};
 
 /// The programs; each becomes `target/bpf/NAME.bpf.o`.
-pub(crate) const PROGRAMS: [&str; 2] = ["weft-cgroup", "weft-lookup"];
+pub(crate) const PROGRAMS: [&str; 3] = ["weft-cgroup", "weft-lookup", "weft-released"];
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Builds all programs.

@@ -112,7 +112,7 @@ pub fn pod_events(stats: &PodStats) -> [(&'static str, u64); 10] {
 
 /// Events in the kernel that mean that a limit was met or a redirect was lost, by name.
 #[must_use]
-pub fn troubles(stats: &CaptureStats) -> [(&'static str, u64); 6] {
+pub fn troubles(stats: &CaptureStats) -> [(&'static str, u64); 7] {
     let count = |slot: u32| stats.counters[slot as usize];
     [
         ("captured_full", count(counter::CAPTURED_FULL)),
@@ -121,6 +121,7 @@ pub fn troubles(stats: &CaptureStats) -> [(&'static str, u64); 6] {
         ("storage_full", count(counter::STORAGE_FULL)),
         ("redirect_lost", count(counter::REDIRECT_LOST)),
         ("no_address", count(counter::NO_ADDRESS)),
+        ("tls_to_released", count(counter::TLS_TO_RELEASED)),
     ]
 }
 

@@ -9,6 +9,14 @@ pub const LISTENER_BACKLOG: i32 = 4096;
 /// ones, used longer ago, are looked at by the next dial. Two look-ups of some microseconds each.
 pub const SOURCE_PORT_TRIES_MAX: usize = 256;
 
+/// How long a released pod still resets what other agents dial for mutual TLS. Whoever can reach the API server has learned by then that
+/// the pod takes none: a watch is begun anew after 290 s at the latest (kube-runtime, `watcher::Config`).
+pub const TLS_REFUSED_AFTER_RELEASE: Duration = Duration::from_secs(300);
+
+/// Released pods that still reset what other agents dial for mutual TLS; when there are more, the one released first stops. 16 kB of
+/// kernel memory each.
+pub const RELEASED_MAX: usize = weft_abi::limits::PODS_MAX as usize;
+
 /// Parts of the table of leased ports, each under a lock of its own, so that workers seldom meet.
 pub const LEASE_SHARDS: usize = 16;
 

@@ -25,6 +25,8 @@ pub const BPF_DIR: &str = "/sys/fs/bpf/weft";
 const LINK: &str = "link_";
 /// What every pod's link's name begins with; the rest is the namespace's cookie.
 const LOOKUP_LINK: &str = "link_lookup_";
+/// What every released pod's link's name begins with; the rest is the namespace's cookie, and the link's end.
+const RELEASED_LINK: &str = "link_released_";
 /// What every version's directory begins with.
 const VERSION: &str = "v";
 
@@ -58,6 +60,15 @@ const SHAPES: [Shape; 15] = [
     shape::<u64, PodStats>(map_name::POD_STATS, map_type::PERCPU_HASH, 2 * limits::PODS_MAX),
     shape::<u32, u64>(map_name::COUNTERS, map_type::PERCPU_ARRAY, counter::COUNT),
 ];
+
+/// The link of a program that stays where a pod was captured. All that is known of it is in its name, so that the next agent knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReleasedLink {
+    /// Cookie of the namespace.
+    pub(crate) netns_cookie: u64,
+    /// From when it does nothing any more: CLOCK_MONOTONIC, nanoseconds.
+    pub(crate) until_ns: u64,
+}
 
 /// The directory of this agent's ABI version.
 #[derive(Clone, Debug)]
@@ -100,6 +111,19 @@ impl Pins {
     pub(crate) fn lookup_cookies(&self) -> io::Result<Vec<u64>> {
         let names = entries(&self.dir)?;
         Ok(names.iter().filter_map(|path| name_of(path).strip_prefix(LOOKUP_LINK)?.parse().ok()).collect())
+    }
+
+    pub(crate) fn released_link(&self, link: &ReleasedLink) -> PathBuf {
+        self.dir.join(format!("{RELEASED_LINK}{}_{}", link.netns_cookie, link.until_ns))
+    }
+
+    /// The links of released pods.
+    pub(crate) fn released_links(&self) -> io::Result<Vec<ReleasedLink>> {
+        let parse = |name: &str| {
+            let (cookie, until) = name.strip_prefix(RELEASED_LINK)?.split_once('_')?;
+            Some(ReleasedLink { netns_cookie: cookie.parse().ok()?, until_ns: until.parse().ok()? })
+        };
+        Ok(entries(&self.dir)?.iter().filter_map(|path| parse(name_of(path))).collect())
     }
 
     /// Compares what is pinned with what must be. Nothing at all is fine.

@@ -25,7 +25,7 @@ use super::{
     listeners::{Listeners, has_ipv6},
     netns::Netns,
     pins::{Pins, remove_link},
-    routes,
+    released, routes,
     sockets::PodSockets,
     sysctl,
     tables::Tables,
@@ -130,7 +130,7 @@ impl Capture {
     }
 
     /// Lets a pod go: its connections go direct from now on, its namespace is as it was, and what still runs through the agent ends.
-    /// Works for a pod whose processes are all gone, too.
+    /// Works for a pod whose processes are all gone, too. For a while it resets what other agents dial for mutual TLS.
     ///
     /// # Errors
     /// When the pod is not captured, or something of it could not be undone; everything else of it is, even then.
@@ -140,14 +140,10 @@ impl Capture {
         if attached.is_host() {
             return self.release_host(&attached);
         }
-        tear_down(
-            &self.tables,
-            &self.pins,
-            attached.config.netns_cookie,
-            Some(&attached.sockets.netns),
-            &attached.config,
-        )?;
-        Ok(())
+        let netns = &attached.sockets.netns;
+        let refused = released::refuse_tls(&mut self.programs, &self.pins, netns, self.refuse_tls_for);
+        tear_down(&self.tables, &self.pins, attached.config.netns_cookie, Some(netns), &attached.config)?;
+        Ok(refused?)
     }
 
     /// Captured pods at whose path there is another network namespace by now: their sandbox was made anew. Nothing else tells; the
@@ -275,6 +271,7 @@ impl Capture {
             pod_flags::OUTBOUND | pod_flags::INBOUND | if spec.fail_closed { pod_flags::FAIL_CLOSED } else { 0 };
         self.tables.set_local_addrs(cookie, &spec.ips)?;
         self.tables.set_pod(cookie, &config)?;
+        released::accept_tls(&self.pins, cookie)?;
 
         let pod = local_pod(spec, cookie);
         let sockets = PodSockets {

@@ -18,22 +18,26 @@ use super::{
     cgroup::{Cgroup, Cgroups},
     error::CaptureError,
     netns::Netns,
-    pins::{Pins, remove_link},
+    pins::{Pins, ReleasedLink, remove_link},
     probe,
 };
 
-// Sets `CGROUP` and `LOOKUP`, each `Option<&[u8]>`: see build.rs.
+// Sets `CGROUP`, `LOOKUP` and `RELEASED`, each `Option<&[u8]>`: see build.rs.
 include!(concat!(env!("OUT_DIR"), "/bpf_objects.rs"));
 
 /// The variable of the look-up object that holds the namespace's cookie.
 const NETNS_SYMBOL: &str = "NETNS";
 /// The look-up object's only program.
 const LOOKUP_PROGRAM: &str = "pod_lookup";
+/// The variable of the released object that holds its end.
+const UNTIL_SYMBOL: &str = "REFUSE_UNTIL_NS";
+/// The released object's only program.
+const RELEASED_PROGRAM: &str = "released_lookup";
 
 /// Whether the programs were there when the agent was built.
 #[must_use]
 pub fn built() -> bool {
-    CGROUP.is_some() && LOOKUP.is_some()
+    CGROUP.is_some() && LOOKUP.is_some() && RELEASED.is_some()
 }
 
 /// A program of the cgroup object.
@@ -80,7 +84,8 @@ pub struct Hook {
 /// Loads programs. The loader is kept: a new one reads the kernel's types, which takes 15 ms.
 pub(crate) struct Programs {
     loader: EbpfLoader<'static>,
-    lookup: LookupObject,
+    lookup: OneConstant,
+    released: OneConstant,
 }
 
 impl std::fmt::Debug for Programs {
@@ -91,13 +96,14 @@ impl std::fmt::Debug for Programs {
 
 impl Programs {
     pub(crate) fn new(pins: &Pins) -> Result<Self, CaptureError> {
-        let lookup = LookupObject::new(LOOKUP.ok_or(CaptureError::NoObject)?)?;
+        let lookup = OneConstant::new("weft-lookup", LOOKUP.ok_or(CaptureError::NoObject)?, NETNS_SYMBOL)?;
+        let released = OneConstant::new("weft-released", RELEASED.ok_or(CaptureError::NoObject)?, UNTIL_SYMBOL)?;
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(pins.dir());
         for map in [map_name::SOCKETS, map_name::ACCEPTED] {
             loader.map_pin_path(map, pins.map(map));
         }
-        Ok(Self { loader, lookup })
+        Ok(Self { loader, lookup, released })
     }
 
     /// Loads the cgroup programs and attaches each, or puts it into the link that is already pinned.
@@ -125,47 +131,67 @@ impl Programs {
 
     /// Loads a look-up program for one namespace and attaches it, or puts it into the link that is already pinned.
     pub(crate) fn attach_lookup(&mut self, pins: &Pins, netns: &Netns) -> Result<(), CaptureError> {
-        let bytes = self.lookup.for_netns(netns.cookie());
-        let mut object = load(&mut self.loader, "weft-lookup", &bytes)?;
+        let mut object = load_lookup(&mut self.loader, &self.lookup, netns.cookie(), LOOKUP_PROGRAM)?;
         let program = object.program_mut(LOOKUP_PROGRAM).ok_or_else(|| missing_program(LOOKUP_PROGRAM))?;
-        load_program(program).map_err(|source| missing_hook("sk_lookup with ingress_ifindex", "5.17", source))?;
         let path = pins.lookup_link(netns.cookie());
         attach_lookup(program, netns, &path)
             .map_err(CaptureError::kernel("attach the look-up program to the pod's network namespace"))
     }
+
+    /// Loads the program that stays in a released pod's namespace until then, and attaches it beside what is there.
+    pub(crate) fn attach_released(&mut self, pins: &Pins, netns: &Netns, until_ns: u64) -> Result<(), CaptureError> {
+        let mut object = load_lookup(&mut self.loader, &self.released, until_ns, RELEASED_PROGRAM)?;
+        let program = object.program_mut(RELEASED_PROGRAM).ok_or_else(|| missing_program(RELEASED_PROGRAM))?;
+        let path = pins.released_link(&ReleasedLink { netns_cookie: netns.cookie(), until_ns });
+        attach_lookup(program, netns, &path)
+            .map_err(CaptureError::kernel("attach a program to the released pod's network namespace"))
+    }
 }
 
-/// The object of the look-up program, with the place of its one constant.
-struct LookupObject {
+fn load_lookup(
+    loader: &mut EbpfLoader<'static>,
+    object: &OneConstant,
+    constant: u64,
+    program: &'static str,
+) -> Result<Ebpf, CaptureError> {
+    let mut loaded = load(loader, object.name, &object.with(constant))?;
+    let found = loaded.program_mut(program).ok_or_else(|| missing_program(program))?;
+    load_program(found).map_err(|source| missing_hook("sk_lookup with ingress_ifindex", "5.17", source))?;
+    Ok(loaded)
+}
+
+/// An object with one constant that is set before each time it is loaded.
+struct OneConstant {
+    name: &'static str,
     bytes: &'static [u8],
-    netns_offset: usize,
+    offset: usize,
 }
 
-impl LookupObject {
+impl OneConstant {
     /// Finds the constant. aya can set it too, but its loader then borrows the value for as long as the loader itself lives.
-    fn new(bytes: &'static [u8]) -> Result<Self, CaptureError> {
-        let bad = |what: &str| CaptureError::Object { object: "weft-lookup", source: what.to_owned().into() };
-        let file = object::File::parse(bytes)
-            .map_err(|error| CaptureError::Object { object: "weft-lookup", source: error.into() })?;
-        let symbol = file
-            .symbols()
-            .find(|symbol| symbol.name() == Ok(NETNS_SYMBOL))
-            .ok_or_else(|| bad("it has no variable NETNS"))?;
+    fn new(name: &'static str, bytes: &'static [u8], variable: &str) -> Result<Self, CaptureError> {
+        let bad = |what: &str| CaptureError::Object {
+            object: name,
+            source: format!("its variable {variable} {what}").into(),
+        };
+        let file =
+            object::File::parse(bytes).map_err(|error| CaptureError::Object { object: name, source: error.into() })?;
+        let symbol = file.symbols().find(|symbol| symbol.name() == Ok(variable)).ok_or_else(|| bad("is not there"))?;
         let section = symbol
             .section_index()
             .and_then(|index| file.section_by_index(index).ok())
             .and_then(|section| section.file_range())
-            .ok_or_else(|| bad("its variable NETNS has no data"))?;
-        let netns_offset = usize::try_from(section.0 + symbol.address()).map_err(|_| bad("it is too large"))?;
-        if symbol.size() != size_of::<u64>() as u64 || netns_offset + size_of::<u64>() > bytes.len() {
-            return Err(bad("its variable NETNS is not a u64"));
+            .ok_or_else(|| bad("has no data"))?;
+        let offset = usize::try_from(section.0 + symbol.address()).map_err(|_| bad("is too far away"))?;
+        if symbol.size() != size_of::<u64>() as u64 || offset + size_of::<u64>() > bytes.len() {
+            return Err(bad("is not a u64"));
         }
-        Ok(Self { bytes, netns_offset })
+        Ok(Self { name, bytes, offset })
     }
 
-    fn for_netns(&self, cookie: u64) -> Vec<u8> {
+    fn with(&self, value: u64) -> Vec<u8> {
         let mut bytes = self.bytes.to_vec();
-        bytes[self.netns_offset..self.netns_offset + size_of::<u64>()].copy_from_slice(&cookie.to_ne_bytes());
+        bytes[self.offset..self.offset + size_of::<u64>()].copy_from_slice(&value.to_ne_bytes());
         bytes
     }
 }
@@ -270,9 +296,12 @@ pub(crate) fn connect_ids(pins: &Pins) -> [u32; 2] {
 
 /// Whether the namespace of a pod's link still exists.
 pub(crate) fn netns_exists(pins: &Pins, cookie: u64) -> bool {
-    bpf::open_pinned(&pins.lookup_link(cookie))
-        .and_then(|link| bpf::link_info(link.as_fd()))
-        .is_ok_and(|info| info.netns_inode() != 0)
+    link_has_netns(&pins.lookup_link(cookie))
+}
+
+/// Whether the namespace that a pinned link is attached to still exists.
+pub(crate) fn link_has_netns(path: &Path) -> bool {
+    bpf::open_pinned(path).and_then(|link| bpf::link_info(link.as_fd())).is_ok_and(|info| info.netns_inode() != 0)
 }
 
 #[cfg(test)]

@@ -200,6 +200,7 @@ impl World {
             config: CaptureConfig {
                 bpf_dir: PathBuf::from(format!("/sys/fs/bpf/weft-test-{tag}")),
                 cgroup_root: Some(cgroup),
+                ..CaptureConfig::default()
             },
             bridge: format!("wbr{tag}"),
             cgroup_home,

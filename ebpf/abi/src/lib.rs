@@ -9,7 +9,7 @@ pub mod limits;
 pub mod ports;
 
 /// Bumped on every change of a type or of a map's meaning; part of the pin directory's name.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The only transport that is captured so far (IANA protocol number, RFC 9293).
 pub const IPPROTO_TCP: u8 = 6;
@@ -320,7 +320,8 @@ pub struct PodStats {
     pub inbound_captured: u64,
     /// Inbound connections that reached the application because the agent was gone (fail mode `open`).
     pub inbound_direct: u64,
-    /// Inbound connections reset because the agent was gone (fail mode `closed`).
+    /// Inbound connections reset because the agent was gone: all in fail mode `closed`, and in either mode those from a port of the block
+    /// that agents dial mutual TLS from.
     pub inbound_refused: u64,
     /// Inbound connections from the node itself (probes), not touched.
     pub inbound_node: u64,
@@ -352,8 +353,10 @@ pub mod counter {
     pub const NODE_FLOWS_ADDED: u32 = 8;
     /// Entries deleted from `NODE_FLOWS`.
     pub const NODE_FLOWS_REMOVED: u32 = 9;
+    /// A connection of another node's agent came to a pod that was released meanwhile, and was reset.
+    pub const TLS_TO_RELEASED: u32 = 10;
     /// How many slots there are.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 11;
 }
 
 /// The one slot of `SETTINGS`, written by the agent.

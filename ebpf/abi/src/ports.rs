@@ -20,6 +20,13 @@ pub const TLS_DIAL_FIRST: u16 = 62_024;
 /// Last port of that block.
 pub const TLS_DIAL_LAST: u16 = 65_095;
 
+/// Whether a port is of that block: then nobody but an agent may have the connection.
+#[inline(always)]
+#[must_use]
+pub const fn is_tls_dial(port: u16) -> bool {
+    port >= TLS_DIAL_FIRST && port <= TLS_DIAL_LAST
+}
+
 /// Port of the outbound listeners, on the loopback address; reached only through `sk_lookup`.
 pub const LISTENER_OUTBOUND: u16 = 65_096;
 /// Port of the inbound listeners, on the loopback address; reached only through `sk_lookup`.

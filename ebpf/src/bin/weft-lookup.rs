@@ -17,5 +17,7 @@ mod lookup;
 mod maps;
 #[path = "../runtime.rs"]
 mod runtime;
+#[path = "../tuple.rs"]
+mod tuple;
 #[path = "../udp_access.rs"]
 mod udp_access;
