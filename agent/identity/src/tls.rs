@@ -6,12 +6,15 @@ use std::{
 };
 
 use rustls::{
-    CommonState,
+    ClientConfig, CommonState, RootCertStore, ServerConfig,
+    client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::ServerName,
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName},
+    version::TLS13,
 };
 
 use crate::{
+    key::PrivateKey,
     refusal::{By, Reason, Refusal},
     svid::Svid,
 };
@@ -74,6 +77,33 @@ pub fn finished(connection: &CommonState) -> Result<(Svid, Alpn), Refusal> {
     let alpn = Alpn::of(connection.alpn_protocol())
         .ok_or_else(|| Refusal::new(By::Us, Reason::Alpn, "none of weft's protocols was agreed on"))?;
     Ok((svid, alpn))
+}
+
+/// For a client of the authority's own server: TLS 1.3, a chain to one of these roots, and the name that was asked for.
+///
+/// # Errors
+/// The library refuses what it was set up with before; said rather than panicked over.
+pub fn authority_client(roots: Arc<RootCertStore>) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// For the authority's own server: TLS 1.3 and HTTP/2. Who asks is told by a token, not by a certificate.
+///
+/// # Errors
+/// The key is not the certificate's, or the library takes none of it.
+pub fn authority_server(chain: Vec<CertificateDer<'static>>, key: &PrivateKey) -> Result<ServerConfig, rustls::Error> {
+    let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key.into())?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 /// Algorithms, all of aws-lc. AES-128 comes first: it is as safe here as AES-256, and cheaper for every byte. The hybrid of X25519 and

@@ -107,7 +107,7 @@ fn an_issuer_that_would_break_later_is_refused_when_it_is_loaded() {
         (
             "",
             Box::new(move |params| {
-                params.name_constraints = Some(constraints(GeneralSubtree::DnsName("svc".to_owned())))
+                params.name_constraints = Some(constraints(GeneralSubtree::DnsName("svc".to_owned())));
             }),
         ),
         ("", Box::new(|_| {})),

@@ -237,7 +237,7 @@ mod tests {
             let desired = self.stored.desired();
             match step {
                 0 if desired.next_root && self.next.is_none() && !(desired.promote) => {
-                    self.next = Some(self.current + 1)
+                    self.next = Some(self.current + 1);
                 }
                 1 => self.bundle = self.roots(desired.bundle),
                 2 => (self.signs, self.epoch) = (self.roots(desired.signs)[0], desired.epoch),
