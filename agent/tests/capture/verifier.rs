@@ -19,7 +19,7 @@ const BUDGETS: [(&str, u32); 9] = [
     ("sendmsg6", 400),
     ("socket_events", 2_000),
     ("pod_lookup", 2_000),
-    (RELEASED, 200),
+    (RELEASED, 600),
 ];
 
 /// What stays in a released pod, so no captured pod has it.
