@@ -13,6 +13,7 @@ mod diag;
 mod error;
 pub mod handover;
 mod heartbeat;
+mod keep;
 pub mod limits;
 mod listeners;
 mod netlink;
@@ -57,6 +58,7 @@ pub use self::{
     cleanup::{CleanupReport, cleanup},
     error::{CaptureError, PodError},
     heartbeat::Heartbeat,
+    keep::{Keep, KeepError},
     older::{Cut, Cutter, OlderConnection, OlderConnections},
     pins::BPF_DIR,
     pod::{PodAttachment, PodSpec},
@@ -98,6 +100,7 @@ pub struct Capture {
     tables: Tables,
     heartbeat: Arc<Heartbeat>,
     sockets: Arc<CaptureSockets>,
+    keep: Arc<Keep>,
     attached: HashMap<WorkloadId, Attached>,
     host: Option<HostCapture>,
     destinations: HashMap<DestKey, DestVerdict>,
@@ -134,6 +137,7 @@ impl Capture {
             tables::open(&pins, map_name::SOCKETS)?,
             tables::open(&pins, map_name::ACCEPTED)?,
         );
+        let keep = Keep::open(&pins)?;
         let destinations = read_destinations(&tables)?;
         let udp = UdpAccess::read(&tables)?;
         forget_gone(&tables, &pins, &home)?;
@@ -145,6 +149,7 @@ impl Capture {
             tables,
             heartbeat: Arc::new(heartbeat),
             sockets: Arc::new(sockets),
+            keep: Arc::new(keep),
             attached: HashMap::new(),
             host: None,
             destinations,
@@ -165,6 +170,12 @@ impl Capture {
     #[must_use]
     pub fn heartbeat(&self) -> Arc<Heartbeat> {
         Arc::clone(&self.heartbeat)
+    }
+
+    /// What outlives the agent without touching a disk.
+    #[must_use]
+    pub fn keep(&self) -> Arc<Keep> {
+        Arc::clone(&self.keep)
     }
 
     /// Sets what happens to connections to destinations; `None` and `PASS` leave them alone.

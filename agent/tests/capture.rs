@@ -15,6 +15,8 @@ mod fail_modes;
 mod host_network;
 #[path = "capture/inbound.rs"]
 mod inbound;
+#[path = "capture/keep.rs"]
+mod keep;
 #[path = "capture/lifecycle.rs"]
 mod lifecycle;
 #[path = "capture/load.rs"]

@@ -16,10 +16,12 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 
 // Commands of bpf(2), linux/bpf.h `enum bpf_cmd`.
+const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
 const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -44,6 +46,23 @@ pub(crate) mod attach_type {
     pub(crate) const INET6_CONNECT: u32 = 11;
     /// Socket look-up, attached to a network namespace.
     pub(crate) const SK_LOOKUP: u32 = 36;
+}
+
+/// Elements take memory only while they are there (`BPF_F_NO_PREALLOC`, linux/bpf.h).
+const NO_PREALLOC: u32 = 1;
+
+/// Start of the anonymous struct for `BPF_MAP_CREATE`.
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; 16],
 }
 
 #[repr(C)]
@@ -188,6 +207,15 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     owned(fd)
 }
 
+/// Gives an object a name in a BPF file system, for root alone to open.
+fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let pathname = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PathAttr { pathname: pathname.as_ptr() as u64, fd: raw(object), ..PathAttr::default() };
+    // SAFETY: the path ends in NUL and outlives the call.
+    unsafe { bpf(OBJ_PIN, &mut attr) }?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+}
+
 fn owned(fd: i64) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(|_| io::Error::other("descriptor out of range"))?;
     // SAFETY: the kernel just made this descriptor for us.
@@ -284,6 +312,35 @@ impl<K: Pod, V: Pod> Map<K, V> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "key or value has another size"));
         }
         Ok(Self { fd, max_entries: info.max_entries, types: PhantomData })
+    }
+
+    /// Opens a pinned hash, and makes and pins it first if it is not there: for maps that no program uses, which the loader therefore
+    /// does not make. `name` has at most 15 bytes.
+    pub(crate) fn open_or_create(path: &Path, name: &str, max_entries: u32) -> io::Result<Self> {
+        match Self::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        let size = |bytes: usize| u32::try_from(bytes).map_err(io::Error::other);
+        let mut attr = CreateAttr {
+            map_type: map_type::HASH,
+            key_size: size(mem::size_of::<K>())?,
+            value_size: size(mem::size_of::<V>())?,
+            max_entries,
+            map_flags: NO_PREALLOC,
+            ..CreateAttr::default()
+        };
+        for (to, from) in attr.map_name.iter_mut().take(15).zip(name.bytes()) {
+            *to = from;
+        }
+        // SAFETY: no addresses.
+        let map = owned(unsafe { bpf(MAP_CREATE, &mut attr) }?)?;
+        match pin(map.as_fd(), path) {
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        Self::open(path)
     }
 
     pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {

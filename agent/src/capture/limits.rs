@@ -17,6 +17,18 @@ pub const TLS_REFUSED_AFTER_RELEASE: Duration = Duration::from_secs(300);
 /// kernel memory each.
 pub const RELEASED_MAX: usize = weft_abi::limits::PODS_MAX as usize;
 
+/// Values that [`super::Keep`] holds: one for each service account of a node's pods, of which there are 500 at most, and a few more.
+pub const KEEP_ENTRIES_MAX: u32 = 512;
+
+/// Bytes of one kept value: a chain of three P-256 certificates and a key are some 3 KiB.
+pub const KEEP_VALUE_BYTES_MAX: usize = 8192;
+
+/// Bytes of a kept value's name: the longest key that the kernel takes (`MAX_BPF_STACK`). A service account's is at most 253 + 63 + 1.
+pub const KEEP_NAME_BYTES_MAX: usize = 512;
+
+/// How often a kept value is read again that another process is just writing.
+pub const KEEP_READS_MAX: usize = 8;
+
 /// Parts of the table of leased ports, each under a lock of its own, so that workers seldom meet.
 pub const LEASE_SHARDS: usize = 16;
 

@@ -16,6 +16,8 @@ use weft_abi::{
 use super::{
     bpf::{self, MapInfo, map_type},
     error::CaptureError,
+    keep,
+    limits::KEEP_ENTRIES_MAX,
 };
 
 /// Where weft pins by default.
@@ -43,7 +45,7 @@ const fn shape<K, V>(name: &'static str, kind: u32, max_entries: u32) -> Shape {
     Shape { name, kind, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries }
 }
 
-const SHAPES: [Shape; 15] = [
+const SHAPES: [Shape; 16] = [
     shape::<u32, Settings>(map_name::SETTINGS, map_type::ARRAY, 1),
     shape::<u64, PodConfig>(map_name::PODS, map_type::HASH, limits::PODS_MAX),
     shape::<u64, PodConfig>(map_name::HOST_PODS, map_type::HASH, limits::PODS_MAX),
@@ -59,6 +61,7 @@ const SHAPES: [Shape; 15] = [
     shape::<UdpGrant, u32>(map_name::UDP_GRANTS, map_type::HASH, limits::UDP_GRANTS_MAX),
     shape::<u64, PodStats>(map_name::POD_STATS, map_type::PERCPU_HASH, 2 * limits::PODS_MAX),
     shape::<u32, u64>(map_name::COUNTERS, map_type::PERCPU_ARRAY, counter::COUNT),
+    shape::<keep::Name, keep::Value>(keep::MAP, map_type::HASH, KEEP_ENTRIES_MAX),
 ];
 
 /// The link of a program that stays where a pod was captured. All that is known of it is in its name, so that the next agent knows it.

@@ -6,6 +6,8 @@ use weft_policy::names::WorkloadId;
 use super::{
     Capture,
     cgroup::{ProgramAhead, programs_ahead},
+    keep,
+    limits::KEEP_ENTRIES_MAX,
     pod::Attached,
     programs::{self, Hook},
 };
@@ -90,6 +92,7 @@ impl Capture {
             ),
             fill(map_name::UDP_PORTS, count(self.udp.ports.len()), limits::UDP_PORTS_MAX),
             fill(map_name::UDP_GRANTS, count(self.udp.grants.len()), limits::UDP_GRANTS_MAX),
+            fill(keep::MAP, count(self.keep.names().unwrap_or_default().len()), KEEP_ENTRIES_MAX),
             fill(map_name::POD_STATS, count(self.attached.len()), 2 * limits::PODS_MAX),
         ]
     }
