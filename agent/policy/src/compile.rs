@@ -13,7 +13,7 @@ use crate::{
     diagnostic::{CODES, Diagnostic},
     few::Few,
     inbound::Stance,
-    ir::{IrDelta, MeshIr, ServiceIr, WorkloadIr},
+    ir::{IrDelta, MeshIr, PeerIr, ServiceIr, WorkloadIr},
     names::{Generation, ServiceKey, WorkloadId},
     plan::OutboundPlan,
     snapshot::Snapshot,
@@ -21,12 +21,14 @@ use crate::{
 
 mod access;
 mod cells;
+mod peers;
 mod pods;
 mod services;
 
 use access::Access;
 use cells::Cells;
-use pods::Pods;
+use peers::Peers;
+use pods::{Behind, Pods};
 
 /// Keeps the model and the plans made from it; each change recompiles only what it touches.
 #[derive(Debug, Default)]
@@ -37,6 +39,7 @@ pub struct Compiler {
     /// Who claims a Service address. The first by namespace and name has it, so that the order of arrival does not matter.
     claims: BTreeMap<SocketAddr, Few<ServiceKey>>,
     pods: Pods,
+    peers: Peers,
     access: Access,
     reach: BTreeMap<CaptureAddr, Reach>,
     snapshot: Arc<Snapshot>,
@@ -88,6 +91,9 @@ struct Touched {
     addresses: BTreeSet<SocketAddr>,
     workloads: BTreeSet<WorkloadId>,
     ips: BTreeSet<IpAddr>,
+    peers: BTreeSet<WorkloadId>,
+    /// Namespaces that began or ended to refuse plaintext.
+    strict: BTreeSet<Arc<str>>,
     /// Workloads whose inbound plan may be another one.
     inbound: BTreeSet<WorkloadId>,
 }
@@ -130,6 +136,7 @@ impl Compiler {
             self.ir.diagnostics.values().collect::<Vec<_>>(),
             self.ir.workload_diagnostics.values().collect(),
             self.ir.namespace_diagnostics.values().collect(),
+            self.ir.peer_diagnostics.values().collect(),
             self.ir.access_diagnostics.values().collect(),
         ];
         let mut all: BTreeSet<Diagnostic> =
@@ -137,6 +144,7 @@ impl Compiler {
         all.extend(self.services.values().flat_map(|service| service.problems.iter().cloned()));
         all.extend(self.claims.iter().flat_map(|(address, claims)| services::address_conflicts(*address, claims)));
         all.extend(self.pods.conflicts(&self.ir));
+        all.extend(self.peers.conflicts(&self.pods, &self.ir));
         all.extend(self.access.problems(&self.ir));
         debug_assert!(all.iter().all(|found| CODES.contains(&found.code)), "{all:?}");
         all.into_iter().collect()
@@ -150,6 +158,7 @@ impl Compiler {
         self.take_endpoints(&changed, &mut touched);
         self.take_services(&changed, &before, &mut touched);
         self.take_workloads(&changed, &before, &mut touched);
+        self.take_peers(&changed, &before, &mut touched);
         self.access.take(&self.ir, &changed, &before.workloads, &mut touched.inbound);
         let mut snapshot = Snapshot {
             generation: Generation(self.snapshot.generation.0 + 1),
@@ -162,6 +171,7 @@ impl Compiler {
         };
         self.publish_services(&touched, &mut snapshot);
         self.publish_pods(&touched, &mut snapshot);
+        self.publish_peers(&touched, &mut snapshot);
         let closed = self.publish_inbound(&touched, &mut snapshot);
         let reach = self.refresh_reach(&touched, &snapshot);
         self.snapshot = Arc::new(snapshot);
@@ -204,6 +214,7 @@ impl Compiler {
             touched.services.insert(key.clone());
             // A pod's plan names the protocol of the Services that it serves, and the plan itself of those without an address.
             touched.workloads.extend(self.pods.serving(key));
+            touched.ips.extend(self.peers.addresses_serving(key, &self.ir));
         }
     }
 
@@ -225,6 +236,22 @@ impl Compiler {
         }
     }
 
+    fn take_peers(&mut self, changed: &IrDelta, before: &Before, touched: &mut Touched) {
+        for (id, peer) in &changed.peers {
+            let old = before.peers.get(id);
+            if let Some(old) = old {
+                self.peers.remove(old);
+            }
+            if let Some(peer) = peer {
+                self.peers.insert(peer);
+            }
+            let addresses = old.into_iter().chain(peer).flat_map(|peer| peer.peer.addresses.iter().copied());
+            touched.ips.extend(addresses);
+            touched.peers.insert(id.clone());
+        }
+        touched.strict.extend(changed.strict.keys().cloned());
+    }
+
     fn publish_services(&self, touched: &Touched, snapshot: &mut Snapshot) {
         for key in &touched.services {
             match self.services.get(key) {
@@ -242,16 +269,34 @@ impl Compiler {
 
     fn publish_pods(&self, touched: &Touched, snapshot: &mut Snapshot) {
         for ip in &touched.ips {
-            let Some(workload) = self.pods.owner(*ip, &self.ir) else {
+            // A pod that is known by itself is known better than one that another agent publishes.
+            let workload = self.pods.owner(*ip, &self.ir).map(|workload| Behind::from(&**workload));
+            let peer = || self.peers.owner(*ip, &self.ir).map(|peer| Behind::from(&**peer));
+            let Some(pod) = workload.or_else(peer) else {
                 snapshot.pods.remove(ip);
                 continue;
             };
-            let plan = pods::plan(workload, *ip, |service| {
+            let plan = pods::plan(pod, *ip, |service| {
                 Some((self.ir.services.get(service)?, &*self.services.get(service)?.plans))
             });
             if !snapshot.pods.get(ip).is_some_and(|old| pods::same(old, &plan)) {
                 snapshot.pods.insert(*ip, Arc::new(plan));
             }
+        }
+    }
+
+    fn publish_peers(&self, touched: &Touched, snapshot: &mut Snapshot) {
+        for id in &touched.peers {
+            match self.ir.peers.get(id) {
+                Some(peer) => snapshot.peers.insert(id.clone(), Arc::clone(&peer.peer)),
+                None => snapshot.peers.remove(id),
+            };
+        }
+        for namespace in &touched.strict {
+            match self.ir.strict.get(namespace) {
+                Some(by) => snapshot.strict.insert(Arc::clone(namespace), by.clone()),
+                None => snapshot.strict.remove(namespace),
+            };
         }
     }
 
@@ -311,6 +356,7 @@ impl Compiler {
 struct Before {
     services: BTreeMap<ServiceKey, Arc<ServiceIr>>,
     workloads: BTreeMap<WorkloadId, Arc<WorkloadIr>>,
+    peers: BTreeMap<WorkloadId, Arc<PeerIr>>,
 }
 
 impl Before {
@@ -326,6 +372,7 @@ impl Before {
                 .keys()
                 .filter_map(|id| Some((id.clone(), ir.workloads.get(id)?.clone())))
                 .collect(),
+            peers: delta.peers.keys().filter_map(|id| Some((id.clone(), ir.peers.get(id)?.clone()))).collect(),
         }
     }
 }

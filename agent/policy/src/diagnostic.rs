@@ -15,7 +15,7 @@ pub enum Severity {
 }
 
 /// Every [`Diagnostic::code`], in alphabetical order.
-pub const CODES: [&str; 27] = [
+pub const CODES: [&str; 29] = [
     "AddressConflict",
     "BackendIsRoot",
     "BackendNotFound",
@@ -30,6 +30,7 @@ pub const CODES: [&str; 27] = [
     "Invalid",
     "InvalidMatch",
     "MatchNotFound",
+    "PodMismatch",
     "PortMismatch",
     "RootNotFound",
     "RouteGroupNotFound",
@@ -43,6 +44,7 @@ pub const CODES: [&str; 27] = [
     "UnknownFailMode",
     "UnknownLoadBalancing",
     "UnknownMeshLabel",
+    "UnknownMtls",
 ];
 
 /// One finding about one object. Findings never stop anything else from working.

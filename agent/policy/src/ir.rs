@@ -9,6 +9,7 @@ use crate::{
     endpoints::EndpointSet,
     inbound::Stance,
     names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
+    peer::Peer,
     plan::{AppProtocol, Balance},
 };
 
@@ -156,6 +157,17 @@ pub struct WorkloadIr {
     pub udp_ports: Vec<u16>,
 }
 
+/// A pod that an agent publishes: a unit of lowering and of compilation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PeerIr {
+    /// The NodeWorkloads object that counts.
+    pub origin: ObjectRef,
+    /// What it says.
+    pub peer: Arc<Peer>,
+    /// Service ports whose endpoints include this pod: (Service, Service port, target port).
+    pub serves: Vec<(ServiceKey, u16, u16)>,
+}
+
 /// How alive a pod is. If several pods claim one address, the greatest wins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -197,6 +209,12 @@ pub struct MeshIr {
     pub namespace_diagnostics: BTreeMap<Arc<str>, Arc<[Diagnostic]>>,
     /// What holds where no TrafficTarget selects, by namespace; absent where the namespace does not say.
     pub stances: BTreeMap<Arc<str>, Stance>,
+    /// The object that refuses plaintext, by namespace; absent where none does.
+    pub strict: BTreeMap<Arc<str>, ObjectRef>,
+    /// Pods that take mutual TLS, by UID.
+    pub peers: BTreeMap<WorkloadId, Arc<PeerIr>>,
+    /// Findings about NodeWorkloads, by the UID of the pod whose lowering made them.
+    pub peer_diagnostics: BTreeMap<WorkloadId, Arc<[Diagnostic]>>,
     /// What TrafficTargets say, by service account of the destination; absent where none selects it.
     pub access: BTreeMap<ServiceAccountKey, Arc<AccessIr>>,
     /// The same by IdentityBinding, for those that mean pods by label.
@@ -222,6 +240,12 @@ pub struct IrDelta {
     pub namespace_diagnostics: BTreeMap<Arc<str>, Option<Arc<[Diagnostic]>>>,
     /// By namespace.
     pub stances: BTreeMap<Arc<str>, Option<Stance>>,
+    /// By namespace.
+    pub strict: BTreeMap<Arc<str>, Option<ObjectRef>>,
+    /// By pod UID.
+    pub peers: BTreeMap<WorkloadId, Option<Arc<PeerIr>>>,
+    /// By pod UID.
+    pub peer_diagnostics: BTreeMap<WorkloadId, Option<Arc<[Diagnostic]>>>,
     /// By service account.
     pub access: BTreeMap<ServiceAccountKey, Option<Arc<AccessIr>>>,
     /// By IdentityBinding.
@@ -241,6 +265,9 @@ impl IrDelta {
             && self.workload_diagnostics.is_empty()
             && self.namespace_diagnostics.is_empty()
             && self.stances.is_empty()
+            && self.strict.is_empty()
+            && self.peers.is_empty()
+            && self.peer_diagnostics.is_empty()
             && self.access.is_empty()
             && self.bindings.is_empty()
             && self.access_diagnostics.is_empty()
@@ -258,6 +285,9 @@ impl MeshIr {
             workload_diagnostics: merge(&mut self.workload_diagnostics, delta.workload_diagnostics),
             namespace_diagnostics: merge(&mut self.namespace_diagnostics, delta.namespace_diagnostics),
             stances: merge(&mut self.stances, delta.stances),
+            strict: merge(&mut self.strict, delta.strict),
+            peers: merge(&mut self.peers, delta.peers),
+            peer_diagnostics: merge(&mut self.peer_diagnostics, delta.peer_diagnostics),
             access: merge(&mut self.access, delta.access),
             bindings: merge(&mut self.bindings, delta.bindings),
             access_diagnostics: merge(&mut self.access_diagnostics, delta.access_diagnostics),

@@ -119,7 +119,7 @@ impl Access {
                 self.accounts.insert(account.clone(), Selection::new(&access.selected_by, &access.grants, old));
             }
         }
-        for namespace in changed.stances.keys() {
+        for namespace in changed.stances.keys().chain(changed.strict.keys()) {
             outdated.extend(self.accounts_in(namespace));
         }
         if std::mem::take(&mut self.stale) {
@@ -191,22 +191,18 @@ impl Access {
             return Some(Arc::clone(plan));
         }
         let stance = ir.stances.get(&workload.namespace).unwrap_or(&self.default);
-        let plan = Arc::new(self.make(&key, stance.clone()));
+        let mtls = ir.strict.get(&workload.namespace).cloned().map_or(Mtls::Permissive, Mtls::Strict);
+        let plan = Arc::new(self.make(&key, stance.clone(), mtls));
         self.plans.insert(key, Arc::clone(&plan));
         Some(plan)
     }
 
-    fn make(&self, (account, bindings): &PlanKey, stance: Stance) -> InboundPlan {
+    fn make(&self, (account, bindings): &PlanKey, stance: Stance, mtls: Mtls) -> InboundPlan {
         let of_bindings = bindings.iter().filter_map(|binding| self.bindings.get(binding));
         let selections = || self.accounts.get(account).into_iter().chain(of_bindings.clone());
         let selected_by: BTreeSet<&ObjectRef> = selections().flat_map(|selection| &selection.selected_by).collect();
         let grants = selections().flat_map(|selection| &selection.grants).map(|compiled| compiled.grant.clone());
-        InboundPlan {
-            stance,
-            mtls: Mtls::Permissive,
-            selected_by: selected_by.into_iter().cloned().collect(),
-            grants: grants.collect(),
-        }
+        InboundPlan { stance, mtls, selected_by: selected_by.into_iter().cloned().collect(), grants: grants.collect() }
     }
 
     /// Drops plans that no workload has any more.
@@ -232,7 +228,7 @@ impl Access {
                 code: "FailModeRefused",
                 field: "metadata.labels.weft.dev/fail-mode".into(),
                 message:
-                    "open is refused for pods that are denied by default: they stay closed while the agent is gone"
+                    "open is refused for pods that are denied by default or refuse plaintext: they stay closed while the agent is gone"
                         .into(),
             })
         });

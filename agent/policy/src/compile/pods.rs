@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, sync::Arc};
 use crate::{
     diagnostic::{Diagnostic, Severity},
     few::Few,
-    ir::{MeshIr, ServiceIr, WorkloadIr, WorkloadState},
+    ir::{MeshIr, PeerIr, ServiceIr, WorkloadIr, WorkloadState},
     names::{ObjectRef, ServiceKey, WorkloadId},
     plan::{AppProtocol, OutboundPlan, PodPlan, PodPort},
 };
@@ -71,7 +71,7 @@ impl Pods {
     }
 }
 
-fn forget<K: Ord>(index: &mut BTreeMap<K, Few<WorkloadId>>, key: &K, id: &WorkloadId) {
+pub(super) fn forget<K: Ord>(index: &mut BTreeMap<K, Few<WorkloadId>>, key: &K, id: &WorkloadId) {
     if let Some(ids) = index.get_mut(key) {
         ids.remove(id);
         if ids.is_empty() {
@@ -80,13 +80,33 @@ fn forget<K: Ord>(index: &mut BTreeMap<K, Few<WorkloadId>>, key: &K, id: &Worklo
     }
 }
 
+/// The pod behind an address, as its own document or another node's agent has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behind<'a> {
+    id: &'a WorkloadId,
+    node: &'a Arc<str>,
+    serves: &'a [(ServiceKey, u16, u16)],
+}
+
+impl<'a> From<&'a WorkloadIr> for Behind<'a> {
+    fn from(workload: &'a WorkloadIr) -> Self {
+        Self { id: &workload.id, node: &workload.node, serves: &workload.serves }
+    }
+}
+
+impl<'a> From<&'a PeerIr> for Behind<'a> {
+    fn from(peer: &'a PeerIr) -> Self {
+        Self { id: &peer.peer.workload, node: &peer.peer.node, serves: &peer.serves }
+    }
+}
+
 /// The plan of one address of a pod.
 pub(super) fn plan<'a>(
-    workload: &WorkloadIr,
+    pod: Behind<'_>,
     address: IpAddr,
     service_of: impl Fn(&ServiceKey) -> Option<(&'a Arc<ServiceIr>, &'a [Arc<OutboundPlan>])>,
 ) -> PodPlan {
-    let mut ports: Vec<(&ServiceKey, PodPort)> = workload
+    let mut ports: Vec<(&ServiceKey, PodPort)> = pod
         .serves
         .iter()
         .filter_map(|(key, port, target_port)| {
@@ -99,8 +119,8 @@ pub(super) fn plan<'a>(
     // The first entry of a port says what it speaks: a Service that says so before one that leaves it open.
     ports.sort_by_key(|(key, port)| (port.target_port, port.protocol == AppProtocol::Detect, *key));
     PodPlan {
-        workload: workload.id.clone(),
-        node: (!workload.node.is_empty()).then(|| Arc::clone(&workload.node)),
+        workload: pod.id.clone(),
+        node: (!pod.node.is_empty()).then(|| Arc::clone(pod.node)),
         address,
         ports: ports.into_iter().map(|(_, port)| port).collect(),
     }

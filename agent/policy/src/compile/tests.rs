@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod access;
+mod peers;
 
 fn key(name: &str) -> ServiceKey {
     ServiceKey::new("shop", name)
