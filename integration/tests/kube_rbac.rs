@@ -13,7 +13,7 @@ use weft_integration::{
 /// Every status of what is published has been written by then, ten in half a second.
 const IN_TIME: Duration = Duration::from_secs(60);
 /// What the agent reads and writes while it runs.
-const GROUPS: [&str; 7] = [
+const GROUPS: [&str; 8] = [
     "",
     "access.smi-spec.io",
     "coordination.k8s.io",
@@ -21,6 +21,7 @@ const GROUPS: [&str; 7] = [
     "events.k8s.io",
     "specs.smi-spec.io",
     "split.smi-spec.io",
+    "weft.dev",
 ];
 
 fn workspace(path: &str) -> PathBuf {

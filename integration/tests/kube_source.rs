@@ -20,6 +20,8 @@ const OUTAGE_VARIABLE: &str = "WEFT_OUTAGE_S";
 const OUTAGE_S: f64 = 2.0;
 /// Whatever has to come comes by then, also on a busy machine. After an outage, back-off is at most half as long as the outage was.
 const IN_TIME: Duration = Duration::from_secs(60);
+/// Kinds of objects that an agent reads.
+const KINDS: usize = 11;
 /// What the agent is told of how long a connection may be without a sign of life.
 const LOST_AFTER: &str = "3";
 
@@ -53,7 +55,7 @@ fn wait_stale(agent: &Agent, seconds: f64) -> Result<()> {
     let mut last = BTreeMap::new();
     wait::until(&format!("every kind to be stale for {seconds} s"), IN_TIME + Duration::from_secs_f64(seconds), || {
         last = stale(agent)?;
-        Ok((last.len() == 10 && last.values().all(|kind| *kind >= seconds)).then_some(()))
+        Ok((last.len() == KINDS && last.values().all(|kind| *kind >= seconds)).then_some(()))
     })
     .with_context(|| format!("{last:?}"))
 }

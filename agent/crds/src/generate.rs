@@ -7,12 +7,15 @@
 
 use serde_json::{Value, json};
 
+use crate::object::Kind;
+
 pub mod reference;
 
 mod access;
 mod schema;
 mod specs;
 mod split;
+mod weft;
 
 /// A kind as its CustomResourceDefinition describes it.
 pub struct Definition {
@@ -30,7 +33,11 @@ pub struct Definition {
     pub versions: &'static [&'static str],
     /// The version in which objects are stored. Not a draft, so that the published CRDs can take over from weft's again.
     pub storage: &'static str,
-    /// What `kubectl get` shows beside name, `Accepted` and age.
+    /// Its objects belong to no namespace.
+    pub cluster_scoped: bool,
+    /// `smi` for what people write, so that `kubectl get smi` shows all of it.
+    pub categories: &'static [&'static str],
+    /// What `kubectl get` shows beside name, `Accepted` where there is a status, and age.
     columns: &'static [Column],
     /// Fields beside apiVersion, kind, metadata and status.
     schema: fn() -> Value,
@@ -43,13 +50,14 @@ struct Column {
 }
 
 /// Every kind that weft brings a CustomResourceDefinition for.
-pub const DEFINITIONS: [&Definition; 6] = [
+pub const DEFINITIONS: [&Definition; 7] = [
     &access::TRAFFIC_TARGET,
     &access::IDENTITY_BINDING,
     &specs::HTTP_ROUTE_GROUP,
     &specs::TCP_ROUTE,
     &specs::UDP_ROUTE,
     &split::TRAFFIC_SPLIT,
+    &weft::NODE_WORKLOADS,
 ];
 
 impl Definition {
@@ -59,27 +67,37 @@ impl Definition {
         format!("{}.{}", self.plural, self.group)
     }
 
+    fn has_status(&self) -> bool {
+        Kind::ALL.into_iter().any(|kind| kind.group() == self.group && kind.as_str() == self.kind && kind.has_status())
+    }
+
     /// The CustomResourceDefinition.
     #[must_use]
     pub fn custom_resource_definition(&self) -> Value {
-        let schema = schema::root((self.schema)(), schema::status());
+        let has_status = self.has_status();
+        let schema = schema::root((self.schema)(), has_status.then(schema::status));
         let column = |name: &str, kind: &str, path: &str| json!({"name": name, "type": kind, "jsonPath": path});
         let mut columns: Vec<Value> =
             self.columns.iter().map(|shown| column(shown.name, "string", shown.path)).collect();
-        columns.push(column("Accepted", "string", ".status.conditions[?(@.type==\"Accepted\")].status"));
+        if has_status {
+            columns.push(column("Accepted", "string", ".status.conditions[?(@.type==\"Accepted\")].status"));
+        }
         columns.push(column("Age", "date", ".metadata.creationTimestamp"));
         let versions: Vec<Value> = self
             .versions
             .iter()
             .map(|version| {
-                json!({
+                let mut served = json!({
                     "name": version,
                     "served": true,
                     "storage": *version == self.storage,
-                    "subresources": {"status": {}},
                     "additionalPrinterColumns": columns,
                     "schema": {"openAPIV3Schema": schema},
-                })
+                });
+                if has_status {
+                    served["subresources"] = json!({"status": {}});
+                }
+                served
             })
             .collect();
         json!({
@@ -88,7 +106,7 @@ impl Definition {
             "metadata": {"name": self.name(), "labels": {"app.kubernetes.io/part-of": "weft"}},
             "spec": {
                 "group": self.group,
-                "scope": "Namespaced",
+                "scope": if self.cluster_scoped { "Cluster" } else { "Namespaced" },
                 "conversion": {"strategy": "None"},
                 "names": {
                     "kind": self.kind,
@@ -96,7 +114,7 @@ impl Definition {
                     "plural": self.plural,
                     "singular": self.singular,
                     "shortNames": self.short_names,
-                    "categories": ["smi"],
+                    "categories": self.categories,
                 },
                 "versions": versions,
             },

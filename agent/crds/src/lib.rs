@@ -12,5 +12,6 @@ pub mod object;
 pub mod parse;
 pub mod smi;
 pub mod store;
+pub mod weft;
 
 mod decode;

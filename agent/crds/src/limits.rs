@@ -1,5 +1,13 @@
 //! Named maxima of what is read.
 
+/// Most pods of one NodeWorkloads object: a watch carries whole objects, and each change of one pod costs every agent this many.
+pub const NODE_SHARD_PODS_MAX: usize = 16;
+/// Shards of one node are numbered below this. Ten times as many pods as a large node has (kubelet's default is 110).
+pub const NODE_SHARDS_MAX: u16 = 128;
+/// Most addresses of one pod. Kubernetes gives one of each family.
+pub const POD_IPS_MAX: usize = 8;
+/// Longest UID of a pod, in bytes. Those that Kubernetes makes have 36; a directory's may be `namespace/name`.
+pub const UID_BYTES_MAX: usize = 320;
 /// How deep Lists may hold Lists.
 pub const LIST_DEPTH_MAX: usize = 4;
 /// Characters of a text that a message repeats: an object may have a megabyte in one field.

@@ -16,6 +16,7 @@ use crate::{
 
 mod access;
 mod endpoints;
+mod peers;
 mod routes;
 mod services;
 mod workloads;
@@ -46,7 +47,14 @@ pub fn lower(store: &ObjectStore, dirty: &Dirty) -> IrDelta {
         let mut findings = Findings::default();
         workloads::namespace(store, name, &mut findings);
         delta.stances.insert(name.clone(), workloads::stance(store, name));
+        delta.strict.insert(name.clone(), workloads::strict(store, name));
         delta.namespace_diagnostics.insert(name.clone(), findings.finish());
+    }
+    for id in &dirty.peers {
+        let mut findings = Findings::default();
+        let peer = peers::peer(store, id, &mut findings).map(Arc::new);
+        delta.peers.insert(id.clone(), peer);
+        delta.peer_diagnostics.insert(id.clone(), findings.finish());
     }
     for account in &dirty.accounts {
         let mut findings = Findings::default();

@@ -11,6 +11,7 @@ use crate::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
         traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
     },
+    weft::node_workloads::NodeWorkloads,
 };
 
 /// The kinds that weft reads. The API group goes with the kind; the version does not tell objects apart.
@@ -36,11 +37,13 @@ pub enum Kind {
     TrafficTarget,
     /// `access.smi-spec.io`
     IdentityBinding,
+    /// `weft.dev`
+    NodeWorkloads,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -51,6 +54,7 @@ impl Kind {
         Self::UdpRoute,
         Self::TrafficTarget,
         Self::IdentityBinding,
+        Self::NodeWorkloads,
     ];
 
     /// As in manifests.
@@ -67,6 +71,7 @@ impl Kind {
             Self::UdpRoute => "UDPRoute",
             Self::TrafficTarget => "TrafficTarget",
             Self::IdentityBinding => "IdentityBinding",
+            Self::NodeWorkloads => "NodeWorkloads",
         }
     }
 
@@ -79,6 +84,7 @@ impl Kind {
             Self::TrafficSplit => "split.smi-spec.io",
             Self::HttpRouteGroup | Self::TcpRoute | Self::UdpRoute => "specs.smi-spec.io",
             Self::TrafficTarget | Self::IdentityBinding => "access.smi-spec.io",
+            Self::NodeWorkloads => "weft.dev",
         }
     }
 
@@ -91,13 +97,20 @@ impl Kind {
                 &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"]
             }
             Self::UdpRoute | Self::IdentityBinding => &["v1alpha4"],
+            Self::NodeWorkloads => &["v1alpha1"],
         }
     }
 
     /// Whether objects of this kind live in a namespace.
     #[must_use]
     pub fn namespaced(self) -> bool {
-        self != Self::Namespace
+        !matches!(self, Self::Namespace | Self::NodeWorkloads)
+    }
+
+    /// Whether its objects say what people want of the mesh, and so get conditions that say what became of it.
+    #[must_use]
+    pub fn has_status(self) -> bool {
+        self.group().ends_with(".smi-spec.io")
     }
 }
 
@@ -159,6 +172,8 @@ pub enum Object {
     TrafficTarget(Arc<TrafficTarget>),
     /// `access.smi-spec.io` IdentityBinding.
     IdentityBinding(Arc<IdentityBinding>),
+    /// `weft.dev` NodeWorkloads.
+    NodeWorkloads(Arc<NodeWorkloads>),
 }
 
 impl Object {
@@ -176,6 +191,7 @@ impl Object {
             Self::UdpRoute(_) => Kind::UdpRoute,
             Self::TrafficTarget(_) => Kind::TrafficTarget,
             Self::IdentityBinding(_) => Kind::IdentityBinding,
+            Self::NodeWorkloads(_) => Kind::NodeWorkloads,
         }
     }
 
@@ -193,6 +209,7 @@ impl Object {
             Self::UdpRoute(object) => &object.meta,
             Self::TrafficTarget(object) => &object.meta,
             Self::IdentityBinding(object) => &object.meta,
+            Self::NodeWorkloads(object) => &object.meta,
         }
     }
 

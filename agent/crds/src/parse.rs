@@ -16,6 +16,7 @@ use crate::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
         traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
     },
+    weft::node_workloads::NodeWorkloads,
 };
 
 mod kinds;
@@ -212,6 +213,10 @@ fn object(kind: Kind, version: &str, document: &Value) -> Result<Object, Problem
         Kind::IdentityBinding => {
             let binding = IdentityBinding::new(object_meta(document)?, document, &mut problems);
             Object::IdentityBinding(binding.map_err(one)?.into())
+        }
+        Kind::NodeWorkloads => {
+            let workloads = NodeWorkloads::new(object_meta(document)?, document, &mut problems);
+            Object::NodeWorkloads(workloads.map_err(one)?.into())
         }
     };
     if problems.is_empty() { Ok(object) } else { Err(problems) }

@@ -15,18 +15,25 @@ use weft_policy::{
 };
 
 use crate::{
-    core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
+    core::{
+        endpoint_slice::{EndpointSlice, SliceEndpoint},
+        namespace::Namespace,
+        pod::Pod,
+        service::Service,
+    },
     object::{Kind, Object, ObjectKey},
     smi::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
         traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
     },
+    weft::node_workloads::NodeWorkloads,
 };
 
 mod access;
 mod index;
 mod labels;
 mod mentions;
+mod peers;
 
 use index::Index;
 use mentions::{Mention, mentions};
@@ -60,6 +67,8 @@ pub struct Dirty {
     pub bindings: BTreeSet<(Arc<str>, Arc<str>)>,
     /// TrafficTargets, for what is said about themselves, by namespace and name.
     pub targets: BTreeSet<(Arc<str>, Arc<str>)>,
+    /// Pods that NodeWorkloads publish.
+    pub peers: BTreeSet<WorkloadId>,
 }
 
 impl Dirty {
@@ -73,6 +82,7 @@ impl Dirty {
             && self.accounts.is_empty()
             && self.bindings.is_empty()
             && self.targets.is_empty()
+            && self.peers.is_empty()
     }
 }
 
@@ -89,6 +99,7 @@ pub struct ObjectStore {
     udp_routes: BTreeMap<Name, Arc<UdpRoute>>,
     targets: BTreeMap<Name, Arc<TrafficTarget>>,
     bindings: BTreeMap<Name, Arc<IdentityBinding>>,
+    node_workloads: BTreeMap<Arc<str>, Arc<NodeWorkloads>>,
     index: Index,
 }
 
@@ -137,6 +148,7 @@ impl ObjectStore {
             mark_endpoints(service, &mut dirty);
         }
         dirty.services.extend(self.splits.values().map(|split| split.root_key()));
+        dirty.peers.extend(self.index.peers.ids().cloned());
         self.all_access(&mut dirty);
         dirty
     }
@@ -156,6 +168,7 @@ impl ObjectStore {
             Kind::UdpRoute => Object::UdpRoute(self.udp_routes.get(&name)?.clone()),
             Kind::TrafficTarget => Object::TrafficTarget(self.targets.get(&name)?.clone()),
             Kind::IdentityBinding => Object::IdentityBinding(self.bindings.get(&name)?.clone()),
+            Kind::NodeWorkloads => Object::NodeWorkloads(self.node_workloads.get(&key.name)?.clone()),
         })
     }
 
@@ -173,6 +186,7 @@ impl ObjectStore {
             Kind::UdpRoute => self.udp_routes.len(),
             Kind::TrafficTarget => self.targets.len(),
             Kind::IdentityBinding => self.bindings.len(),
+            Kind::NodeWorkloads => self.node_workloads.len(),
         }
     }
 
@@ -191,6 +205,7 @@ impl ObjectStore {
             Object::UdpRoute(route) => drop(self.udp_routes.insert(name, route.clone())),
             Object::TrafficTarget(target) => drop(self.targets.insert(name, target.clone())),
             Object::IdentityBinding(binding) => drop(self.bindings.insert(name, binding.clone())),
+            Object::NodeWorkloads(workloads) => drop(self.node_workloads.insert(name.1, workloads.clone())),
         }
     }
 
@@ -209,6 +224,7 @@ impl ObjectStore {
             Kind::UdpRoute => drop(self.udp_routes.remove(&name)),
             Kind::TrafficTarget => drop(self.targets.remove(&name)),
             Kind::IdentityBinding => drop(self.bindings.remove(&name)),
+            Kind::NodeWorkloads => drop(self.node_workloads.remove(&name.1)),
         }
     }
 }
@@ -249,11 +265,13 @@ impl ObjectStore {
             }
             Object::TrafficTarget(target) => self.mark_target(target, dirty),
             Object::IdentityBinding(binding) => self.mark_binding(binding, dirty),
+            Object::NodeWorkloads(workloads) => self.mark_node_workloads(workloads, dirty),
         }
     }
 
     fn mark_pod(&self, pod: &Pod, dirty: &mut Dirty) {
         dirty.workloads.insert(pod.id());
+        self.mark_peer(pod.id(), dirty);
         self.mark_bindings_of(pod, dirty);
         for service in self.services_selecting(pod) {
             mark_endpoints(service, dirty);
@@ -268,11 +286,15 @@ impl ObjectStore {
                 .iter()
                 .filter_map(|endpoint| endpoint.pod.as_ref())
                 .filter(|(name, _)| *name == pod.meta.name);
-            dirty.workloads.extend(named.filter_map(|(_, uid)| uid.clone()).map(WorkloadId));
+            for id in named.filter_map(|(_, uid)| uid.clone()).map(WorkloadId) {
+                self.mark_peer(id.clone(), dirty);
+                dirty.workloads.insert(id);
+            }
         }
         // Who stands behind an address may depend on who else claims it.
         for ip in &pod.ips {
             dirty.workloads.extend(self.pods_with_ip(*ip).map(|pod| pod.id()));
+            self.mark_published_at(*ip, dirty);
         }
     }
 
@@ -294,14 +316,21 @@ impl ObjectStore {
     fn mark_mentioned(&self, slice: &EndpointSlice, dirty: &mut Dirty) {
         for mention in Mention::of_slice(slice) {
             match mention {
-                Mention::Ip(ip) => dirty.workloads.extend(self.pods_with_ip(ip).map(|pod| pod.id())),
+                Mention::Ip(ip) => {
+                    dirty.workloads.extend(self.pods_with_ip(ip).map(|pod| pod.id()));
+                    self.mark_published_at(ip, dirty);
+                }
                 Mention::Name(namespace, name) => {
                     let name = (namespace.clone(), name.clone());
-                    dirty.workloads.extend(self.pods.get(&name).map(|pod| pod.id()));
+                    if let Some(pod) = self.pods.get(&name) {
+                        self.mark_peer(pod.id(), dirty);
+                        dirty.workloads.insert(pod.id());
+                    }
                 }
                 // Most pods are those of other nodes, of which nothing is known and nothing is to be lowered.
                 Mention::Id(id) => {
                     let id = WorkloadId(Arc::clone(id));
+                    self.mark_peer(id.clone(), dirty);
                     if self.index.pods_by_id.contains_key(&id) {
                         dirty.workloads.insert(id);
                     }
@@ -369,6 +398,17 @@ impl ObjectStore {
         let names = self.index.slices_by_mention.candidates(pod);
         let slices = names.into_iter().filter_map(|name| self.slices.get(name)).map(|slice| &**slice);
         slices.filter(|slice| mentions(slice, pod))
+    }
+
+    /// The node that an EndpointSlice names beside the UID of a pod: the first one by namespace and name of the slice.
+    pub(crate) fn node_in_slices(&self, id: &WorkloadId) -> Option<(&EndpointSlice, &Arc<str>)> {
+        let names = self.index.slices_by_mention.by_id(id);
+        names.into_iter().filter_map(|name| self.slices.get(name)).find_map(|slice| {
+            let of =
+                |endpoint: &&SliceEndpoint| endpoint.pod.as_ref().is_some_and(|(_, uid)| uid.as_ref() == Some(&id.0));
+            let node = slice.endpoints.iter().filter(of).find_map(|endpoint| endpoint.node.as_ref())?;
+            Some((&**slice, node))
+        })
     }
 
     pub(crate) fn splits_with_root(&self, service: &ServiceKey) -> impl Iterator<Item = &TrafficSplit> {

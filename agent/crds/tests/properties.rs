@@ -50,13 +50,18 @@ fn time() -> impl Strategy<Value = Value> + Clone {
 fn namespace() -> impl Strategy<Value = Value> {
     let labels =
         (pick(&["enabled", "disabled", "x"]), pick(&["open", "closed", "x"]), pick(&["allow", "deny", "x", ""]));
-    (namespace_name(), labels).prop_map(|(name, (mesh, fail, default))| {
-        let mut labels = json!({"weft.dev/mesh": mesh, "weft.dev/fail-mode": fail});
-        if !default.is_empty() {
-            labels["weft.dev/default"] = json!(default);
-        }
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-    })
+    (namespace_name(), labels, pick(&["permissive", "strict", "x", ""])).prop_map(
+        |(name, (mesh, fail, default), mtls)| {
+            let mut labels = json!({"weft.dev/mesh": mesh, "weft.dev/fail-mode": fail});
+            if !mtls.is_empty() {
+                labels["weft.dev/mtls"] = json!(mtls);
+            }
+            if !default.is_empty() {
+                labels["weft.dev/default"] = json!(default);
+            }
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        },
+    )
 }
 
 fn pod() -> impl Strategy<Value = Value> {
@@ -111,10 +116,12 @@ fn slice() -> impl Strategy<Value = Value> {
         (name("p", 4), proptest::option::of(name("u", 3)))
             .prop_map(|(name, uid)| json!({"kind": "Pod", "name": name, "uid": uid})),
     ];
-    let endpoint = (1u8..5, any::<[bool; 3]>(), target).prop_map(|(ip, [ready, serving, terminating], target)| {
-        json!({"addresses": [format!("10.0.0.{ip}")], "targetRef": target,
+    let node = prop_oneof![2 => Just(Value::Null), 1 => pick(&["n1", "n2"]).prop_map(Value::from)];
+    let endpoint =
+        (1u8..5, any::<[bool; 3]>(), target, node).prop_map(|(ip, [ready, serving, terminating], target, node)| {
+            json!({"addresses": [format!("10.0.0.{ip}")], "targetRef": target, "nodeName": node,
                "conditions": {"ready": ready, "serving": serving, "terminating": terminating}})
-    });
+        });
     (namespace_name(), name("s", 2), pick(&["web", "v1"]), proptest::collection::vec(endpoint, 0..4)).prop_map(
         |(namespace, name, service, endpoints)| {
             json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
@@ -222,6 +229,25 @@ fn binding() -> impl Strategy<Value = Value> {
     })
 }
 
+fn node_workloads() -> impl Strategy<Value = Value> {
+    let pods = proptest::collection::btree_map(
+        name("u", 4),
+        (namespace_name(), name("p", 4), pick(&["sa", "sb"]), proptest::collection::vec(ip(), 1..3)),
+        0..4,
+    );
+    (pick(&["n1", "n2", "n3"]), 0..2u8, pods, time()).prop_map(|(node, shard, pods, time)| {
+        let pods: Vec<Value> = pods
+            .into_iter()
+            .map(|(uid, (namespace, name, account, ips))| {
+                json!({"uid": uid, "namespace": namespace, "name": name, "serviceAccount": account, "ips": ips})
+            })
+            .collect();
+        json!({"apiVersion": "weft.dev/v1alpha1", "kind": "NodeWorkloads",
+               "metadata": {"name": format!("{node}-{shard}"), "creationTimestamp": time},
+               "spec": {"node": node, "pods": pods}})
+    })
+}
+
 fn document() -> impl Strategy<Value = Value> {
     prop_oneof![
         1 => namespace(),
@@ -233,6 +259,7 @@ fn document() -> impl Strategy<Value = Value> {
         1 => l4_route(),
         3 => target(),
         1 => binding(),
+        3 => node_workloads(),
     ]
 }
 

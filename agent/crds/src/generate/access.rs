@@ -16,6 +16,8 @@ pub(super) const TRAFFIC_TARGET: Definition = Definition {
     short_names: &["tt"],
     versions: &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"],
     storage: "v1alpha3",
+    cluster_scoped: false,
+    categories: &["smi"],
     columns: &[Column { name: "Destination", path: ".spec.destination.name" }],
     schema: traffic_target,
 };
@@ -28,6 +30,8 @@ pub(super) const IDENTITY_BINDING: Definition = Definition {
     short_names: &["ib"],
     versions: &["v1alpha4"],
     storage: "v1alpha4",
+    cluster_scoped: false,
+    categories: &["smi"],
     columns: &[],
     schema: identity_binding,
 };

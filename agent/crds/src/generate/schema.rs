@@ -62,11 +62,13 @@ pub(super) fn any_shape(description: &str) -> Value {
 }
 
 /// The whole object. `fields` is an object schema of what is beside the fields that every kind has.
-pub(super) fn root(mut fields: Value, status: Value) -> Value {
+pub(super) fn root(mut fields: Value, status: Option<Value>) -> Value {
     fields["properties"]["apiVersion"] = json!({"type": "string"});
     fields["properties"]["kind"] = json!({"type": "string"});
     fields["properties"]["metadata"] = json!({"type": "object"});
-    fields["properties"]["status"] = status;
+    if let Some(status) = status {
+        fields["properties"]["status"] = status;
+    }
     fields
 }
 

@@ -16,6 +16,8 @@ pub(super) const HTTP_ROUTE_GROUP: Definition = Definition {
     short_names: &["htr"],
     versions: &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"],
     storage: "v1alpha4",
+    cluster_scoped: false,
+    categories: &["smi"],
     columns: &[],
     schema: http_route_group,
 };
@@ -28,6 +30,8 @@ pub(super) const TCP_ROUTE: Definition = Definition {
     short_names: &["tr"],
     versions: &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"],
     storage: "v1alpha4",
+    cluster_scoped: false,
+    categories: &["smi"],
     columns: &[Column { name: "Ports", path: ".spec.matches.ports" }],
     schema: tcp_route,
 };
@@ -40,6 +44,8 @@ pub(super) const UDP_ROUTE: Definition = Definition {
     short_names: &["ur"],
     versions: &["v1alpha4"],
     storage: "v1alpha4",
+    cluster_scoped: false,
+    categories: &["smi"],
     columns: &[Column { name: "Ports", path: ".spec.matches.ports" }],
     schema: udp_route,
 };

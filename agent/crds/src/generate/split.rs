@@ -15,6 +15,8 @@ pub(super) const TRAFFIC_SPLIT: Definition = Definition {
     short_names: &["ts"],
     versions: &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"],
     storage: "v1alpha4",
+    cluster_scoped: false,
+    categories: &["smi"],
     columns: &[Column { name: "Service", path: ".spec.service" }],
     schema: traffic_split,
 };

@@ -106,11 +106,11 @@ fn of_slice<'a>(
     })
 }
 
-/// The pod behind an endpoint of a slice: by UID, by name, or by its address if only one pod has that.
+/// The pod behind an endpoint of a slice: by UID, by name, or by its address if only one pod has that, or is published with it where none has.
 fn workload(store: &ObjectStore, slice: &EndpointSlice, endpoint: &SliceEndpoint) -> Option<WorkloadId> {
     let Some((name, uid)) = &endpoint.pod else {
         let mut pods = store.pods_with_ip(endpoint.ip).filter(|pod| !pod.host_network && !pod.ended);
-        let first = pods.next()?;
+        let Some(first) = pods.next() else { return store.published_at(endpoint.ip).cloned() };
         return pods.next().is_none().then(|| first.id());
     };
     let named = store.pod(&(slice.meta.namespace.clone(), name.clone()));

@@ -15,6 +15,7 @@ use crate::{parse::parse, store::ObjectEvent};
 
 mod access;
 mod endpoints;
+mod peers;
 mod routes;
 mod workloads;
 
@@ -48,6 +49,7 @@ fn workload_of<'a>(ir: &'a MeshIr, name: &str) -> &'a WorkloadIr {
 
 fn findings(ir: &MeshIr) -> Vec<(String, &'static str, String)> {
     let all = ir.diagnostics.values().chain(ir.workload_diagnostics.values()).chain(ir.namespace_diagnostics.values());
+    let all = all.chain(ir.peer_diagnostics.values());
     all.flat_map(|found| found.iter()).map(|one| (one.object.to_string(), one.code, one.field.clone())).collect()
 }
 

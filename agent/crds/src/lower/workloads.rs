@@ -21,6 +21,8 @@ use crate::{
 const MESH: &str = "weft.dev/mesh";
 /// Label of namespaces: `allow` or `deny`, where no TrafficTarget selects.
 const DEFAULT: &str = "weft.dev/default";
+/// Label of namespaces: `permissive` or `strict`, for connections that bring no certificate.
+const MTLS: &str = "weft.dev/mtls";
 /// Label of namespaces and pods: `open` or `closed`.
 const FAIL_MODE: &str = "weft.dev/fail-mode";
 
@@ -79,6 +81,21 @@ pub(super) fn namespace(store: &ObjectStore, name: &Arc<str>, findings: &mut Fin
         let message = format!("{value:?} is neither allow nor deny; what no TrafficTarget selects here is denied");
         findings.error(&object, "UnknownDefault", format!("metadata.labels.{DEFAULT}"), message);
     }
+    if let Choice::Unknown(value) = choice(&namespace.meta.labels, MTLS, &["permissive", "strict"]) {
+        let message = format!("{value:?} is neither permissive nor strict; plaintext is refused here as in strict");
+        findings.error(&object, "UnknownMtls", format!("metadata.labels.{MTLS}"), message);
+    }
+}
+
+/// The object that refuses plaintext in a namespace, if one does. A word that is not understood does, because a slip in `strict` must not
+/// let plaintext in.
+pub(super) fn strict(store: &ObjectStore, name: &Arc<str>) -> Option<ObjectRef> {
+    let strict = match choice(&store.namespace(name)?.meta.labels, MTLS, &["permissive", "strict"]) {
+        Choice::Absent => false,
+        Choice::Known(value) => value == "strict",
+        Choice::Unknown(_) => true,
+    };
+    strict.then(|| ObjectRef::new("Namespace", "", name))
 }
 
 /// What holds in a namespace where no TrafficTarget selects; `None` if it does not say, and the agent's default holds. A word that is

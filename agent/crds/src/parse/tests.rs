@@ -7,6 +7,7 @@ use super::*;
 
 mod access;
 mod smi;
+mod weft;
 
 fn split(version: &str, spec: Value) -> Value {
     json!({"apiVersion": format!("split.smi-spec.io/{version}"), "kind": "TrafficSplit",

@@ -11,6 +11,7 @@ use super::{
     Name,
     labels::{Labelled, Selectors},
     mentions::Mentions,
+    peers::PeerIndex,
 };
 use crate::{
     object::Object,
@@ -29,6 +30,7 @@ pub(super) struct Index {
     pub(super) pods_by_label: Labelled,
     pub(super) services_by_selector: Selectors,
     pub(super) access: AccessIndex,
+    pub(super) peers: PeerIndex,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -51,6 +53,7 @@ impl Index {
             Object::Pod(pod) => self.pods_by_label.insert(&name, &pod.meta.labels),
             Object::Service(service) => self.services_by_selector.insert(&name, 0, &service.selector),
             Object::EndpointSlice(slice) => self.slices_by_mention.insert(&name, slice),
+            Object::NodeWorkloads(workloads) => self.peers.insert(workloads),
             Object::IdentityBinding(binding) => {
                 for (number, selector) in binding.selectors.iter().enumerate() {
                     self.access.binding_selectors.insert(&name, number, selector);
@@ -67,6 +70,7 @@ impl Index {
             Object::Pod(pod) => self.pods_by_label.remove(&name, &pod.meta.labels),
             Object::Service(_) => self.services_by_selector.remove(&name, 0),
             Object::EndpointSlice(slice) => self.slices_by_mention.remove(&name, slice),
+            Object::NodeWorkloads(workloads) => self.peers.remove(workloads),
             Object::IdentityBinding(binding) => {
                 for number in 0..binding.selectors.len() {
                     self.access.binding_selectors.remove(&name, number);
@@ -83,6 +87,7 @@ impl Index {
             | Object::Service(_)
             | Object::HttpRouteGroup(_)
             | Object::TcpRoute(_)
+            | Object::NodeWorkloads(_)
             | Object::UdpRoute(_) => {}
             Object::TrafficTarget(target) => self.access.change_target(target, &name, change),
             Object::IdentityBinding(binding) => {

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use weft_policy::names::WorkloadId;
+
 use super::Name;
 use crate::core::{
     endpoint_slice::{EndpointSlice, SliceEndpoint},
@@ -80,14 +82,17 @@ impl Mentions {
         let id = pod.id();
         let addresses = pod.ips.iter().map(|ip| Mention::Ip(*ip));
         let named = [Mention::Name(&pod.meta.namespace, &pod.meta.name), Mention::Id(&id.0)];
-        addresses
-            .chain(named)
-            .flat_map(|mention| {
-                let hash = hash(&self.hasher, mention);
-                self.entries.range((hash, 0)..=(hash, u32::MAX))
-            })
-            .filter_map(|(_, number)| self.names.get(number))
-            .collect()
+        addresses.chain(named).flat_map(|mention| self.with(mention)).collect()
+    }
+
+    /// The slices that may name a pod by its UID, in order.
+    pub(super) fn by_id(&self, id: &WorkloadId) -> BTreeSet<&Name> {
+        self.with(Mention::Id(&id.0)).collect()
+    }
+
+    fn with(&self, mention: Mention<'_>) -> impl Iterator<Item = &Name> {
+        let hash = hash(&self.hasher, mention);
+        self.entries.range((hash, 0)..=(hash, u32::MAX)).filter_map(|(_, number)| self.names.get(number))
     }
 
     fn add(&mut self, name: &Name) -> u32 {

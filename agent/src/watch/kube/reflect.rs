@@ -266,8 +266,8 @@ impl Reflector {
             distrust(&mut object);
         }
         let kind = self.resource.kind;
-        let mut note = self
-            .optional
+        let mut note = kind
+            .has_status()
             .then(|| {
                 Note::of(kind, &format!("{}/{}", kind.group(), self.resource.version), &self.resource.path, &object)
             })

@@ -18,7 +18,7 @@ fn each(mut check: impl FnMut(&KindReference, &Field, &str, &str)) {
 #[test]
 fn every_field_of_every_schema_has_an_example_and_no_example_is_of_no_field() {
     let known: Vec<&str> = kinds().iter().map(|kind| kind.definition.kind).collect();
-    for definition in DEFINITIONS {
+    for definition in DEFINITIONS.into_iter().filter(|definition| definition.group.ends_with(".smi-spec.io")) {
         assert!(known.contains(&definition.kind), "{} is missing", definition.kind);
     }
     for kind in kinds() {

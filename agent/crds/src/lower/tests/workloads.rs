@@ -50,6 +50,22 @@ fn the_fail_mode_of_a_pod_goes_before_its_namespaces_and_nonsense_is_closed() {
 }
 
 #[test]
+fn a_namespace_refuses_plaintext_if_it_says_so_or_nothing_that_is_understood() {
+    for (labels, strict, found) in [
+        (json!({}), false, 0),
+        (json!({"weft.dev/mtls": "permissive"}), false, 0),
+        (json!({"weft.dev/mtls": "strict"}), true, 0),
+        (json!({"weft.dev/mtls": "STRICT"}), true, 1),
+        (json!({"weft.dev/mtls": ""}), true, 1),
+    ] {
+        let ir = lowered(&[namespace(labels.clone())]);
+        assert_eq!((ir.strict.contains_key("shop"), findings(&ir).len()), (strict, found), "{labels}");
+    }
+    let ir = lowered(&[namespace(json!({"weft.dev/mtls": "disable"}))]);
+    assert_eq!(findings(&ir), [("Namespace shop".into(), "UnknownMtls", "metadata.labels.weft.dev/mtls".into())]);
+}
+
+#[test]
 fn a_workload_is_named_after_what_it_belongs_to() {
     let controller = |kind: &str, name: &str| json!([{"apiVersion": "v1", "kind": kind, "name": name, "uid": "u", "controller": true}]);
     let owned =

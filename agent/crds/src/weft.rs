@@ -1,0 +1,3 @@
+//! weft's own kinds, weft.dev.
+
+pub mod node_workloads;
