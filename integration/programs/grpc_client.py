@@ -1,6 +1,6 @@
 """Talks gRPC with grpc_server.py.
 
-`cases TARGET` prints a line for everything that was as it should be. `split TARGET COUNT [HEADER=VALUE]` makes so many calls on one
+`cases TARGET` prints a line for everything that was as it should be. `say TARGET TEXT` prints the text that came back. `split TARGET COUNT [HEADER=VALUE]` makes so many calls on one
 connection and prints who answered how often.
 """
 
@@ -86,6 +86,8 @@ def main(verb, target, *rest):
     with grpc.insecure_channel(target, options=options) as channel:
         if verb == "cases":
             cases(channel)
+        elif verb == "say":
+            print(channel.unary_unary(SERVICE + "Unary")(rest[0].encode(), timeout=DEADLINE_S).decode(), flush=True)
         else:
             split(channel, int(rest[0]), [tuple(header.split("=", 1)) for header in rest[1:]])
 

@@ -8,6 +8,8 @@ pub mod cluster;
 pub mod controllers;
 pub mod door;
 pub mod faults;
+mod members;
+pub mod mixed;
 pub mod server;
 pub mod shop;
 pub mod tools;

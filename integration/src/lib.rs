@@ -14,6 +14,7 @@ pub mod http;
 pub mod kube;
 pub mod kube_proxy;
 pub mod limits;
+pub mod link;
 pub mod manifests;
 pub mod namespace;
 pub mod node;

@@ -6,6 +6,12 @@ use std::time::Duration;
 pub const SLOTS_MAX: u32 = 64;
 /// Pods of one node: they share a /24.
 pub const PODS_MAX: u32 = 200;
+/// Nodes of one cluster: each has a /24 of the /16 of all pods, of which some are taken for other things.
+pub const NODES_MAX: u8 = 100;
+/// Bytes of packets that one recording of a link holds; what comes then is an error.
+pub const RECORDING_BYTES_MAX: usize = 256 << 20;
+/// Bytes of packets that may wait to be recorded: a link's traffic of a second.
+pub const RECORDING_QUEUE_BYTES: usize = 64 << 20;
 /// How often a condition is looked at again.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// From start of an agent until it is ready: loading the programs takes about a second with debug assertions on a busy machine.

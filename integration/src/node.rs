@@ -21,13 +21,21 @@ use crate::{
     slot::{self, Slot},
 };
 
-/// The node's own addresses: what probes come from.
-pub const NODE_IPV4: Ipv4Addr = Ipv4Addr::new(10, 77, 255, 1);
+/// Addresses of a node that is the only one: what probes come from.
+pub const NODE_IPV4: Ipv4Addr = node_ipv4(0);
 /// As [`NODE_IPV4`].
-pub const NODE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0xffff, 0, 0, 0, 1);
+pub const NODE_IPV6: Ipv6Addr = node_ipv6(0);
 /// Every pod's next hop: link-local, the same on each veth.
 const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+const fn node_ipv4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 255, number + 1)
+}
+
+const fn node_ipv6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd77, 0, 0, 0xffff, 0, 0, 0, number as u16 + 1)
+}
 
 /// A node without an agent. Everything of it goes when the last of its pods and itself are dropped.
 #[derive(Clone, Debug)]
@@ -40,6 +48,8 @@ struct Inner {
     // Dropped in this order: the namespace first, then all else that carries the number.
     namespace: Namespace,
     name: String,
+    /// Which of its cluster's nodes it is, from 0: part of all its addresses.
+    number: u8,
     cgroup: PathBuf,
     pods: AtomicU32,
     slot: Slot,
@@ -51,6 +61,19 @@ impl Node {
     /// # Errors
     /// When not root, or when the kernel refuses.
     pub fn new(name: &str) -> Result<Self> {
+        Self::numbered(name, 0)
+    }
+
+    /// Makes a node that shares a cluster with others, which have other numbers (at most [`limits::NODES_MAX`] of them).
+    /// [`Link`](crate::link::Link) connects them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn numbered(name: &str, number: u8) -> Result<Self> {
+        if number >= limits::NODES_MAX {
+            bail!("a cluster of the harness has at most {} nodes", limits::NODES_MAX);
+        }
+        let (node_ipv4, node_ipv6) = (node_ipv4(number), node_ipv6(number));
         let slot = Slot::take()?;
         let cgroup = slot.cgroup()?;
         for child in ["agent", "node", "kubepods"] {
@@ -60,8 +83,8 @@ impl Node {
         let namespace = Namespace::create(&format!("{}node", slot.prefix()))?;
         // A node has a default route: packets to a Service without endpoints get as far as the rules that reject them.
         namespace.ip(&format!(
-            "link set lo up\naddr add {NODE_IPV4}/32 dev lo\naddr add {NODE_IPV6}/128 dev lo nodad\n\
-             route add default dev lo src {NODE_IPV4}\nroute add default dev lo src {NODE_IPV6}\n"
+            "link set lo up\naddr add {node_ipv4}/32 dev lo\naddr add {node_ipv6}/128 dev lo nodad\n\
+             route add default dev lo src {node_ipv4}\nroute add default dev lo src {node_ipv6}\n"
         ))?;
         command::output(namespace.command("sysctl").args([
             "-qw",
@@ -71,7 +94,7 @@ impl Node {
             "net.netfilter.nf_conntrack_tcp_timeout_time_wait=5",
             "net.netfilter.nf_conntrack_tcp_timeout_close=2",
         ]))?;
-        let inner = Inner { namespace, name: name.to_owned(), cgroup, pods: AtomicU32::new(0), slot };
+        let inner = Inner { namespace, name: name.to_owned(), number, cgroup, pods: AtomicU32::new(0), slot };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -79,6 +102,25 @@ impl Node {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// Which of its cluster's nodes it is, from 0.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.inner.number
+    }
+
+    /// Its own addresses.
+    #[must_use]
+    pub fn ips(&self) -> (Ipv4Addr, Ipv6Addr) {
+        (node_ipv4(self.inner.number), node_ipv6(self.inner.number))
+    }
+
+    /// The addresses of all its pods, as CIDR.
+    #[must_use]
+    pub fn pod_ranges(&self) -> [String; 2] {
+        let number = self.inner.number;
+        [format!("10.77.{number}.0/24"), format!("fd77:0:0:{number:x}::/64")]
     }
 
     /// The node's own network namespace.
@@ -177,11 +219,13 @@ impl Node {
         let cgroup = self.inner.cgroup.join("kubepods").join(format!("pod{uid}"));
         std::fs::create_dir_all(&cgroup).with_context(|| format!("cannot create {}", cgroup.display()))?;
         if spec.host_network {
-            let addresses = (NODE_IPV4, NODE_IPV6);
-            return Ok(Pod::new(self.clone(), spec, (uid, link), None, addresses, cgroup));
+            return Ok(Pod::new(self.clone(), spec, (uid, link), None, self.ips(), cgroup));
         }
-        let addresses =
-            (Ipv4Addr::new(10, 77, 0, host_part), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(host_part)));
+        let number = self.inner.number;
+        let addresses = (
+            Ipv4Addr::new(10, 77, number, host_part),
+            Ipv6Addr::new(0xfd77, 0, 0, u16::from(number), 0, 0, 0, u16::from(host_part)),
+        );
         let namespace = Namespace::create(netns)?;
         self.connect(&namespace, link, addresses)?;
         Ok(Pod::new(self.clone(), spec, (uid, link), Some(namespace), addresses, cgroup))
@@ -212,8 +256,9 @@ impl Node {
         writeln!(pod_side, "route add default via {GATEWAY_IPV6} dev eth0 src {ipv6}")?;
         pod.ip(&pod_side)?;
         // Both ends are up now, so the link has a carrier and takes routes. `src` is the address that the node's own connections have.
+        let (node_ipv4, node_ipv6) = self.ips();
         self.namespace().ip(&format!(
-            "route add {ipv4} dev {device} src {NODE_IPV4}\nroute add {ipv6} dev {device} src {NODE_IPV6}\n"
+            "route add {ipv4} dev {device} src {node_ipv4}\nroute add {ipv6} dev {device} src {node_ipv6}\n"
         ))
     }
 

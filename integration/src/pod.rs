@@ -140,6 +140,12 @@ impl Pod {
         Ok(())
     }
 
+    /// The node that it is on.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// Name.
     #[must_use]
     pub fn name(&self) -> &str {

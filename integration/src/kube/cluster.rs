@@ -1,4 +1,4 @@
-//! A cluster of one node: an API server, and stand-ins for the scheduler, the controllers of Deployments and EndpointSlices, kube-proxy,
+//! A cluster of one node or a few: an API server on the first, and stand-ins for the scheduler, the controllers of Deployments and EndpointSlices, kube-proxy,
 //! DNS and the kubelet. They act in [`Cluster::sync`], not on their own, so a test decides when.
 
 use std::{
@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use super::{
     controllers,
+    members::Member,
     server::{self, ApiServer, text},
 };
 use crate::{
-    Agent, AgentOptions, Node, Pod, PodSpec, Process, agent::Source, command, kube_proxy, limits, node::NODE_IPV4,
-    testpod,
+    Agent, AgentOptions, Node, Pod, PodSpec, Process, agent::Source, command, kube_proxy, limits, link::Link, testpod,
 };
 
 /// Image of a container whose arguments are those of the test application's `serve`.
@@ -63,10 +63,12 @@ impl ClusterPod {
 #[derive(Debug)]
 pub struct Cluster {
     agent: Option<Agent>,
+    pub(super) others: Vec<Member>,
     pods: BTreeMap<Key, ClusterPod>,
+    pub(super) link: Option<Link>,
     /// The API server.
     pub server: ApiServer,
-    /// The node.
+    /// The node; of several, the first, which the API server is on.
     pub node: Node,
 }
 
@@ -78,9 +80,14 @@ impl Cluster {
     pub fn new() -> Result<Self> {
         let node = Node::new("node-a")?;
         let server = ApiServer::start(&node)?;
+        let cluster = Self { agent: None, others: Vec::new(), pods: BTreeMap::new(), link: None, server, node };
+        cluster.register(&cluster.node)?;
+        Ok(cluster)
+    }
+
+    pub(super) fn register(&self, node: &Node) -> Result<()> {
         let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name()}});
-        server.call("POST", "/api/v1/nodes", Some(&object))?;
-        Ok(Self { agent: None, pods: BTreeMap::new(), server, node })
+        self.server.call("POST", "/api/v1/nodes", Some(&object)).map(drop)
     }
 
     /// Applies the definitions of weft's chart, and waits until what they define is served.
@@ -161,14 +168,13 @@ impl Cluster {
         self.pods.values()
     }
 
-    /// Waits until the agent has captured every pod of a namespace.
+    /// Waits until every pod of a namespace is captured by the agent of its node.
     ///
     /// # Errors
     /// When that takes too long.
     pub fn wait_captured(&self, namespace: &str) -> Result<()> {
-        let agent = self.agent()?;
-        for (_, name) in self.pods.keys().filter(|(of, _)| of == namespace) {
-            agent.wait_captured(namespace, name)?;
+        for ((_, name), running) in self.pods.iter().filter(|((of, _), _)| of == namespace) {
+            self.agent_on(running.pod.node().name())?.wait_captured(namespace, name)?;
         }
         Ok(())
     }
@@ -239,8 +245,9 @@ impl Cluster {
                 *pod = self.bind(key)?;
             }
         }
+        let is_ours = |pod: &&Value| self.nodes().any(|node| node.name() == text(pod, "/spec/nodeName"));
         let (mine, uids): (Vec<_>, BTreeMap<_, _>) = (
-            listed.values().filter(|pod| text(pod, "/spec/nodeName") == self.node.name()).collect(),
+            listed.values().filter(is_ours).collect(),
             listed.iter().map(|(key, pod)| (key.clone(), text(pod, "/metadata/uid").to_owned())).collect(),
         );
         let pods_before = self.pods.len();
@@ -275,7 +282,8 @@ impl Cluster {
         let (namespace, name) = key(object);
         let mut spec = PodSpec::new(&namespace, &name);
         spec.host_network = object.pointer("/spec/hostNetwork").and_then(Value::as_bool).unwrap_or(false);
-        let pod = self.node.pod_of(spec, text(object, "/metadata/uid"))?;
+        let node = self.node_named(text(object, "/spec/nodeName"))?;
+        let pod = node.pod_of(spec, text(object, "/metadata/uid"))?;
         // As in a cluster: what holds the namespace while containers come and go.
         let mut sleep = pod.command("sleep");
         sleep.arg("infinity");
@@ -316,7 +324,7 @@ impl Cluster {
         let word = if ready { "True" } else { "False" };
         let ips: Vec<_> = pod.ips().iter().map(|ip| json!({"ip": ip})).collect();
         let status = json!({"status": {
-            "phase": "Running", "hostIP": NODE_IPV4, "podIP": pod.ipv4(), "podIPs": ips,
+            "phase": "Running", "hostIP": pod.node().ips().0, "podIP": pod.ipv4(), "podIPs": ips,
             "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Initialized", "status": "True"},
                 {"type": "ContainersReady", "status": word}, {"type": "Ready", "status": word}]}});
         let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.kube_namespace(), pod.name());
@@ -342,7 +350,8 @@ impl Cluster {
             let path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices/{name}");
             self.server.call("DELETE", &path, None)?;
         }
-        self.node.nft(&kube_proxy::ruleset(&services, &pods)?)?;
+        let rules = kube_proxy::ruleset(&services, &pods)?;
+        self.nodes().try_for_each(|node| node.nft(&rules))?;
         self.write_hosts(&services, &pods)
     }
 

@@ -14,7 +14,7 @@ const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 /// That is us. Slices of others are left alone.
 const MANAGER: &str = "harness";
 
-/// The pods that a Deployment wants, by name, for `node` to run. Their names are counted, not drawn.
+/// The pods that a Deployment wants, by name, for `node` to run unless the template names another. Their names are counted, not drawn.
 #[must_use]
 pub fn pods_of(deployment: &Value, node: &str) -> Vec<Value> {
     let replicas = deployment.pointer("/spec/replicas").and_then(Value::as_u64).unwrap_or(1);
@@ -30,7 +30,8 @@ pub fn pods_of(deployment: &Value, node: &str) -> Vec<Value> {
                     "name": deployment["metadata"]["name"], "uid": deployment["metadata"]["uid"]}]),
             );
             let mut spec = template["spec"].as_object().cloned().unwrap_or_default();
-            spec.insert("nodeName".to_owned(), json!(node));
+            // The scheduler is not asked about one that is placed already.
+            spec.entry("nodeName").or_insert_with(|| json!(node));
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
         })
         .collect()
