@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use ::kube::Client;
@@ -17,6 +18,7 @@ use tokio::{
     sync::{Notify, mpsc},
     task::JoinHandle,
 };
+use weft_identity::authority::Profile;
 use weft_policy::{inbound::Stance, snapshot::SnapshotCell};
 use weft_proxy::{config::ProxyConfig, proxy::Proxy};
 
@@ -33,6 +35,14 @@ use crate::{
         server::{Announcement, serve as serve_cni},
     },
     config::{DefaultStance, Places, RunArgs, SourceArgs},
+    identity::{
+        Manager, Store,
+        authority::Authority,
+        keep,
+        local::{Local, LocalError},
+        metrics::IdentityMetrics,
+        remote::{AddressError, Remote, RemoteConfig},
+    },
     limits,
     locate::{HostPaths, Locate},
     metrics::AgentMetrics,
@@ -77,6 +87,12 @@ pub enum RunError {
     /// The kernel's side.
     #[error("connections cannot be captured")]
     Capture(#[from] crate::capture::CaptureError),
+    /// The authority in this process.
+    #[error("there is nobody to sign certificates")]
+    Authority(#[from] LocalError),
+    /// The authority of the cluster.
+    #[error("there is nobody to sign certificates")]
+    AuthorityAddress(#[from] AddressError),
     /// The data path.
     #[error("the data path cannot start")]
     Proxy(#[from] weft_proxy::proxy::ProxyError),
@@ -143,6 +159,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     capture::use_proc(&args.host_proc);
     let capture = Capture::open(&capture_config(&args.places))?;
+    let identities = start_identities(args, &capture, &registry)?;
+    let store = identities.as_ref().map(|(store, _)| Arc::clone(store));
     let sockets = capture.sockets();
     let snapshots = Arc::new(SnapshotCell::default());
     let proxy_config = ProxyConfig { workers: args.workers.map(usize::from), ..ProxyConfig::default() };
@@ -153,6 +171,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         proxy,
         snapshots,
         capture,
+        store,
     ));
     let deny = args.default_stance == DefaultStance::Deny;
     shared.compiler().set_default_stance(Stance { deny, origin: None });
@@ -185,6 +204,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     }
 
     let status = source.write_status(args, &shared);
+    // Not before the first pods have said what they need: they are asked for together.
+    let identities = identities.map(|(_, manager)| tokio::spawn(manager.run()));
     let (change_tx, change_rx) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
     let tasks = [
         tokio::spawn(sweep(Arc::clone(&shared))),
@@ -198,7 +219,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     let ending = wait_for_end(&shared, &handover_socket, &drain, &mut signals).await;
     shared.set_draining();
-    for task in tasks.into_iter().chain(status).chain(cni) {
+    for task in tasks.into_iter().chain(status).chain(cni).chain(identities) {
         task.abort();
     }
     if let Ending::HandedOver(successor) = &ending {
@@ -325,6 +346,38 @@ impl std::fmt::Display for SourceName<'_> {
             (None, None) => f.write_str("the cluster that the agent runs in"),
         }
     }
+}
+
+/// The identities of this node's pods, where somebody signs for them.
+fn start_identities(
+    args: &RunArgs,
+    capture: &Capture,
+    registry: &Registry,
+) -> Result<Option<(Arc<Store>, Manager)>, RunError> {
+    let (keep, identity) = (capture.keep(), &args.identity);
+    let trust_domain = identity.trust_domain.clone();
+    let authority: Arc<dyn Authority> = if let Some(address) = &identity.ca_address {
+        let config = RemoteConfig {
+            address: address.clone(),
+            server_name: identity.ca_server_name.clone(),
+            token_file: identity.ca_token_file.clone(),
+            bundle_file: identity.ca_bundle_file.clone(),
+            trust_domain: trust_domain.clone(),
+        };
+        Remote::start(config, keep::bundle(&*keep))?
+    } else if args.source.manifests.is_some() {
+        let profile = Profile::unchecked(Duration::from_secs(identity.certificate_ttl_s));
+        Arc::new(Local::open(trust_domain.clone(), identity.ca_keys_file.as_deref(), &*keep, profile)?)
+    } else {
+        tracing::info!(
+            "no authority is named (--ca-address): pods have no identity, and there is no mutual TLS between nodes"
+        );
+        return Ok(None);
+    };
+    let store = Store::new(trust_domain, authority.name());
+    let metrics = IdentityMetrics::register(registry, &store)?;
+    let manager = Manager::new(Arc::clone(&store), authority, keep, metrics);
+    Ok(Some((store, manager)))
 }
 
 /// Listens to the CNI plugin, and keeps it in its place if that is wanted.

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+use weft_identity::{TrustDomain, limits::TTL_DEFAULT};
+
 use crate::{cni::install::CniPlaces, limits, probe::Question, telemetry::LogFormat};
 
 /// weft's node agent: captures the connections of this node's pods with eBPF and carries them as policy says.
@@ -19,7 +21,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent. If one already runs with the same --run-dir, take over from it without losing a connection.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Remove everything that weft put into this node: programs, links, pins, rules, routes, sysctls. Traffic is direct afterwards.
     Cleanup(CleanupArgs),
     /// Remove weft from every node of a cluster: delete the agents' DaemonSet and wait until all have ended. Each undoes what it did.
@@ -104,6 +106,9 @@ pub struct RunArgs {
     /// the restarted agent would take over again.
     #[arg(long, env = "WEFT_STAY_AFTER_HANDOVER")]
     pub stay_after_handover: bool,
+    /// Who signs certificates for this node's pods.
+    #[command(flatten)]
+    pub identity: IdentityArgs,
     /// Whether pods that no TrafficTarget selects take what is meant for them, where their namespace's label weft.dev/default does not
     /// say.
     #[arg(long, value_enum, default_value_t, env = "WEFT_DEFAULT_STANCE")]
@@ -138,6 +143,44 @@ pub struct SourceArgs {
     /// cluster that the agent runs in, as its service account].
     #[arg(long, value_name = "FILE", env = "WEFT_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
+}
+
+/// Who signs certificates for this node's pods. With --manifests this process does, unless --ca-address names an authority; with an API
+/// server and without --ca-address there are no identities, and no mutual TLS.
+#[derive(Clone, Debug, Args)]
+pub struct IdentityArgs {
+    /// Whose names certificates have: spiffe://<trust domain>/ns/<namespace>/sa/<service account>. The same everywhere in a cluster.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", env = "WEFT_TRUST_DOMAIN")]
+    pub trust_domain: TrustDomain,
+    /// Ask the authority of the cluster at this address.
+    #[arg(long, value_name = "HOST:PORT", env = "WEFT_CA_ADDRESS")]
+    pub ca_address: Option<String>,
+    /// Name that the authority's certificate must have [default: the host of --ca-address].
+    #[arg(long, value_name = "NAME", requires = "ca_address", env = "WEFT_CA_SERVER_NAME")]
+    pub ca_server_name: Option<String>,
+    /// Token that tells the authority who asks; read anew for every call.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/weft/ca-token/token",
+        env = "WEFT_CA_TOKEN_FILE"
+    )]
+    pub ca_token_file: PathBuf,
+    /// Roots by which the authority is known, PEM; the cluster publishes them in a ConfigMap.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/weft/roots/roots.pem",
+        env = "WEFT_CA_BUNDLE_FILE"
+    )]
+    pub ca_bundle_file: PathBuf,
+    /// With --manifests: the keys that this process signs with, made if there are none. Agents that are to trust each other share them
+    /// [default: keys of its own, kept in the kernel's memory].
+    #[arg(long, value_name = "FILE", requires = "manifests", conflicts_with = "ca_address", env = "WEFT_CA_KEYS_FILE")]
+    pub ca_keys_file: Option<PathBuf>,
+    /// How long certificates live that this process signs, seconds: for tests that watch them being renewed.
+    #[arg(long, hide = true, value_name = "SECONDS", default_value_t = TTL_DEFAULT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=TTL_DEFAULT.as_secs()), env = "WEFT_CERTIFICATE_TTL_S")]
+    pub certificate_ttl_s: u64,
 }
 
 /// Arguments of `cleanup`.

@@ -7,6 +7,7 @@ pub mod capture;
 pub mod cli;
 pub mod cni;
 pub mod config;
+pub mod identity;
 pub mod limits;
 pub mod locate;
 pub mod metrics;

@@ -159,3 +159,37 @@ pub const CNI_CONFIG_FILES_MAX: usize = 1000;
 pub const UNINSTALL_ASK_MAX: Duration = Duration::from_secs(5);
 /// How often `weft-agent uninstall` looks whether all agents have ended.
 pub const UNINSTALL_LOOK: Duration = Duration::from_secs(1);
+/// Calls to the authority at one time (Istio's ztunnel: 8); each has up to [`weft_identity::limits::BATCH_MAX`] certificates.
+pub const IDENTITY_CALLS_MAX: usize = 8;
+/// First pause after a certificate could not be had; doubled by each further failure (Istio's agents: 0.5 s up to 150 s).
+pub const IDENTITY_BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// Longest pause after a certificate could not be had.
+pub const IDENTITY_BACKOFF_MAX: Duration = Duration::from_secs(150);
+/// By how much of itself a pause is spread to either side, so that agents do not come all at once after an outage.
+pub const IDENTITY_BACKOFF_JITTER: f64 = 0.2;
+/// By how much of half a life renewals are spread to either side.
+pub const IDENTITY_JITTER: f64 = 0.1;
+/// How long certificates are asked for again over, when the authority wants all of them anew.
+pub const IDENTITY_REISSUE_SPREAD: Duration = Duration::from_secs(2);
+/// How long a certificate is kept that no pod uses: a Deployment that rolls needs it again.
+pub const IDENTITY_IDLE: Duration = Duration::from_secs(60);
+/// How often the wall clock is compared with the steady one.
+pub const IDENTITY_CLOCK_LOOK: Duration = Duration::from_secs(30);
+/// By how much they may differ before the wall clock counts as set; time daemons step by less or slew.
+pub const IDENTITY_CLOCK_JUMP: Duration = Duration::from_secs(5);
+/// How long a connection to the authority may take to be made, with its handshake.
+pub const AUTHORITY_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the authority may take for an answer. Its own signers may be elsewhere.
+pub const AUTHORITY_CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a silent connection to the authority is asked for a sign of life, and how long that may take.
+pub const AUTHORITY_PING: Duration = Duration::from_secs(15);
+/// Longest pause before the authority is asked again for the roots.
+pub const AUTHORITY_WATCH_BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Largest answer of the authority, bytes: a whole batch with chains as long as they may be.
+pub const AUTHORITY_ANSWER_MAX: usize = weft_identity::limits::BATCH_MAX * (weft_identity::limits::CHAIN_MAX + 1024);
+/// Largest token file, bytes; Kubernetes' tokens have about one KiB.
+pub const TOKEN_BYTES_MAX: u64 = 16 << 10;
+/// Longest sentence of the authority that is shown, bytes.
+pub const AUTHORITY_WORDS_MAX: usize = 300;
+/// Different reasons of failures that metrics tell apart; the authority's words are not ours to count.
+pub const IDENTITY_REASONS_MAX: usize = 48;

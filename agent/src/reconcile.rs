@@ -23,6 +23,7 @@ use crate::{
         sandboxes::{Announced, Sandboxes},
         server::Announcement,
     },
+    identity::book::PodRef,
     limits,
     locate::Locate,
     older::Older,
@@ -221,6 +222,9 @@ impl Reconciler {
                 self.shared.pods().set(id, PodState::Captured { connections_before });
                 self.sandboxes.captured(id);
                 tracing::info!(namespace = %workload.namespace, pod = %workload.name, connections_before, "pod is captured");
+                if let Some(identity) = &self.shared.identity {
+                    identity.use_account(PodRef::new(id, &workload));
+                }
                 Some(listeners)
             }
             Err(reason) => {
@@ -251,6 +255,9 @@ impl Reconciler {
             tracing::warn!(pod = %id, error = %Chain(&error), "pod was released only in part");
         }
         self.shared.proxy.remove_pod(id);
+        if let Some(identity) = &self.shared.identity {
+            identity.release(id);
+        }
         tracing::info!(pod = %id, "pod is released");
     }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    admin::api::{Detected, Pod, PodAccess, Service, ServiceRoutes, Status},
+    admin::api::{Detected, Identity, Pod, PodAccess, Service, ServiceRoutes, Status},
     capture::CleanupReport,
     config::OutputFormat,
 };
@@ -30,6 +30,36 @@ fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
+/// `weft identity`.
+#[must_use]
+pub fn identity(identity: &Identity) -> String {
+    let Some(authority) = &identity.authority else {
+        return "there is no authority (--ca-address): pods have no identity, and there is no mutual TLS between nodes"
+            .to_owned();
+    };
+    let roots = identity.bundle_sha256.as_ref().map_or_else(
+        || "none yet".to_owned(),
+        |hash| format!("{} ({})", identity.roots, hash.get(..16).unwrap_or(hash)),
+    );
+    let mut out = format!("trust domain {}  authority {authority}  roots {roots}\n", identity.trust_domain);
+    if let Some(problem) = &identity.problem {
+        out.push_str(&format!("roots: {problem}\n"));
+    }
+    let mut rows = table(&["SERVICE ACCOUNT", "PODS", "SERIAL", "ENDS IN", "ASKED FOR IN", "PROBLEM"]);
+    for row in &identity.accounts {
+        rows.add_row([
+            format!("{}/{}", row.namespace, row.service_account),
+            row.pods.to_string(),
+            row.serial.clone().unwrap_or_else(|| "-".to_owned()),
+            row.expires_in_s.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
+            format!("{} s", row.asks_in_s),
+            or_dash(row.problem.as_deref().unwrap_or_default()).to_owned(),
+        ]);
+    }
+    out.push_str(&rows.to_string());
+    out
+}
+
 /// `weft status`.
 #[must_use]
 pub fn status(status: &Status) -> String {
@@ -50,6 +80,9 @@ pub fn status(status: &Status) -> String {
         status.heartbeat_age_ms,
         status.pods.len()
     );
+    let identity =
+        status.identity.as_deref().unwrap_or("off, no authority (--ca-address): there is no mutual TLS between nodes");
+    out.push_str(&format!("identity {identity}\n"));
     if !status.pods.is_empty() {
         let mut pods = table(&[
             "NAMESPACE",

@@ -14,6 +14,7 @@ use weft_proxy::proxy::Proxy;
 
 use crate::{
     capture::Capture,
+    identity::Store,
     locate::Locate,
     older::NotCut,
     pods::Pods,
@@ -36,6 +37,8 @@ pub struct Shared {
     pub proxy: Proxy,
     /// Where the plans in force are found.
     pub snapshots: Arc<SnapshotCell>,
+    /// The identities of this node's pods; none where there is no authority.
+    pub identity: Option<Arc<Store>>,
     /// Connections that policy denies and that could not be ended.
     pub not_cut: NotCut,
     capture: Mutex<Capture>,
@@ -55,6 +58,7 @@ impl Shared {
         proxy: Proxy,
         snapshots: Arc<SnapshotCell>,
         capture: Capture,
+        identity: Option<Arc<Store>>,
     ) -> Self {
         Self {
             node: node.to_owned(),
@@ -64,6 +68,7 @@ impl Shared {
             sources,
             proxy,
             snapshots,
+            identity,
             not_cut: NotCut::default(),
             capture: Mutex::new(capture),
             compiler: Mutex::default(),

@@ -19,6 +19,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Generation of the plans in force.
     pub generation: u64,
+    /// What becomes of identities, in a line; absent where there is no authority.
+    #[serde(default)]
+    pub identity: Option<String>,
     /// Whether manifests are applied and every pod was either captured or found impossible to capture.
     pub ready: bool,
     /// Whether the agent is finishing its connections and takes no new ones.
@@ -262,4 +265,42 @@ pub struct TargetAccess {
 pub struct Done {
     /// What was done.
     pub message: String,
+}
+
+/// `GET /identity`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Identity {
+    /// Who signs; absent where there are no identities.
+    pub authority: Option<String>,
+    /// Whose names they are.
+    pub trust_domain: String,
+    /// Hash of the roots in force.
+    pub bundle_sha256: Option<String>,
+    /// How many there are.
+    pub roots: usize,
+    /// Why there are no newer ones.
+    pub problem: Option<String>,
+    /// Service accounts that pods of this node run as.
+    pub accounts: Vec<IdentityRow>,
+}
+
+/// One service account.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IdentityRow {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub service_account: String,
+    /// Its name in certificates.
+    pub spiffe_id: String,
+    /// Pods of this node that run as it.
+    pub pods: usize,
+    /// Serial number of the certificate in force, hex.
+    pub serial: Option<String>,
+    /// When it ends, seconds from now.
+    pub expires_in_s: Option<i64>,
+    /// When the authority is asked next, seconds from now.
+    pub asks_in_s: u64,
+    /// Why asking failed last, until it succeeds.
+    pub problem: Option<String>,
 }

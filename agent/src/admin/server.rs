@@ -96,6 +96,7 @@ async fn admin(
         (&Method::GET, "/services") => json(&view::services(&shared, &shared.proxy.learnt().await)),
         (&Method::GET, "/routes") => json(&view::routes(&shared)),
         (&Method::GET, "/access") => json(&view::access(&shared)),
+        (&Method::GET, "/identity") => json(&shared.identity.as_ref().map(|store| store.view()).unwrap_or_default()),
         (&Method::GET, "/flows") => json(&shared.proxy.flows(limits::FLOW_ROWS_MAX).await),
         (&Method::POST, "/explain") => explain(request, &shared).await,
         (&Method::POST, "/drain") => {
@@ -114,9 +115,11 @@ async fn admin(
                 Err(error) => text(StatusCode::BAD_REQUEST, format!("log level stays as it was: {error}\n")),
             }
         }
-        (_, "/status" | "/services" | "/routes" | "/access" | "/flows" | "/explain" | "/drain" | "/log-level") => {
-            text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n")
-        }
+        (
+            _,
+            "/status" | "/services" | "/routes" | "/access" | "/identity" | "/flows" | "/explain" | "/drain"
+            | "/log-level",
+        ) => text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
 }

@@ -60,6 +60,7 @@ pub fn status(shared: &Shared) -> api::Status {
     let diagnostics = shared.compiler().diagnostics().iter().map(finding).collect();
     api::Status {
         node: shared.node.clone(),
+        identity: shared.identity.as_ref().map(|store| store.summary()),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_s: shared.started.elapsed().as_secs(),

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use http::{Method, StatusCode};
 use weft_agent::{
     admin::{
-        api::{Done, PodAccess, Service, ServiceRoutes, Status},
+        api::{Done, Identity, PodAccess, Service, ServiceRoutes, Status},
         client::{ClientError, ask},
     },
     cli::{
@@ -75,6 +75,8 @@ enum AgentCommand {
         /// Only this pod: NAME or NAMESPACE/NAME.
         pod: Option<String>,
     },
+    /// Service accounts of this node's pods: their certificates, when they end, and why there is none.
+    Identity,
     /// Connections that the agent carries now.
     Flows,
     /// Tell the agent to finish its connections and end. New connections meet their pods' fail mode.
@@ -174,6 +176,10 @@ async fn run(cli: &Cli, command: &AgentCommand) -> Result<String, ClientError> {
                 pods.retain(|pod| *wanted == pod.name || *wanted == format!("{}/{}", pod.namespace, pod.name));
             }
             if json { report::json(&pods) } else { report::access_of(&pods) }
+        }
+        AgentCommand::Identity => {
+            let identity: Identity = ask(dir, Method::GET, "/identity", "").await?;
+            if json { report::json(&identity) } else { report::identity(&identity) }
         }
         AgentCommand::Flows => {
             let flows: Vec<serde_json::Value> = ask(dir, Method::GET, "/flows", "").await?;
