@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, process::Command};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use weft_integration::{Pod, Shop, agent, command, shop::NAMESPACE};
+use weft_integration::{Pod, Shop, agent, command, limits, shop::NAMESPACE, wait};
 
 /// The sysctls that capture may set in a pod's namespace.
 const SYSCTLS: [&str; 4] = [
@@ -74,13 +74,15 @@ fn cleaned(kill: bool) -> Result<()> {
     agent::cleanup(&shop.node)?;
 
     assert_eq!([Traces::of(&shop.client)?, Traces::of(&shop.server("v1-1")?.pod)?], before);
-    let after = bpf_objects()?;
-    for (what, before, after) in
-        [("program", programs, &after[0]), ("map", maps, &after[1]), ("link", links, &after[2])]
-    {
-        let left: Vec<_> = after.difference(&before).collect();
-        assert!(left.is_empty(), "{what} {left:?} is left");
-    }
+    let before = [programs, maps, links];
+    let mut left = Vec::new();
+    // A program lets go of its maps some time after it has gone itself: once no CPU can be running it (RCU).
+    wait::until("nothing to be left in the kernel", limits::APPLY_TIMEOUT, || {
+        let after = bpf_objects()?;
+        left = after.iter().zip(&before).flat_map(|(after, before)| after.difference(before).copied()).collect();
+        Ok(left.is_empty().then_some(()))
+    })
+    .with_context(|| format!("left of programs, maps and links: {left:?}"))?;
     assert!(!shop.node.bpf_dir().exists(), "pins are left");
     let run_dir = agent::run_dir(&shop.node);
     let sockets = fs::read_dir(&run_dir).map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
@@ -118,11 +120,9 @@ fn a_pod_that_leaves_the_mesh_is_as_before() -> Result<()> {
     shop.manifests.remove("Pod", NAMESPACE, "client")?;
     shop.agent()?
         .wait_status("the pod to be released", |status| status.pod(NAMESPACE, "client").is_none().then_some(()))?;
-    weft_integration::wait::until(
-        "the pod's namespace to be as before",
-        weft_integration::limits::APPLY_TIMEOUT,
-        || Ok((Traces::of(&shop.client)? == before).then_some(())),
-    )?;
+    wait::until("the pod's namespace to be as before", limits::APPLY_TIMEOUT, || {
+        Ok((Traces::of(&shop.client)? == before).then_some(()))
+    })?;
     let report = shop.load(&["--to", &format!("{}:8080", shop.server("v1-1")?.pod.ipv4()), "--connections", "10"])?;
     assert_eq!(report.statuses.get(&200), Some(&10), "{report:?}");
     Ok(())
