@@ -164,7 +164,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let sockets = capture.sockets();
     let snapshots = Arc::new(SnapshotCell::default());
     let proxy_config = ProxyConfig { workers: args.workers.map(usize::from), ..ProxyConfig::default() };
-    let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, &registry)?;
+    let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, None, &registry)?;
     let shared = Arc::new(Shared::new(
         (&args.node, &args.places.bpf_dir),
         (source.locate(args), sources),

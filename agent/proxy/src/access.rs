@@ -16,6 +16,7 @@ use crate::{
     flows::{Direction, Flow},
     limits,
     metrics::BasisKind,
+    mutual::Remote,
     socket::LocalPod,
     worker::Worker,
 };
@@ -98,6 +99,11 @@ fn judge(
         return Ok(Admitted::Anything);
     }
     let plan = plan.ok_or(Denied::NoPlan)?;
+    if source.is_none()
+        && let Some(basis) = plan.plaintext()
+    {
+        return Err(Denied::By(basis));
+    }
     if let Asks::Request(head) = asks {
         return match plan.request(source, port, &head) {
             Verdict::Allow(_) => Ok(Admitted::Anything),
@@ -152,6 +158,17 @@ impl Worker {
         self.ask(None, &pod.id, to, Asks::Bytes).map(drop)
     }
 
+    /// The inbound step for what came from another node with a proof of who asks.
+    pub(crate) fn admit_remote(
+        &self,
+        remote: &Remote,
+        pod: &LocalPod,
+        to: SocketAddr,
+        asks: Asks<'_>,
+    ) -> Result<Admitted, Box<Denial>> {
+        self.ask(Some(Source { account: remote.account(), workload: None }), &pod.id, to, asks)
+    }
+
     /// Counts a denial under its destination, and says so in the access log.
     pub(crate) fn report(&self, flow: &Flow, denial: &Denial) {
         let kind = denial.denied.kind();
@@ -185,7 +202,12 @@ impl Worker {
                 Some(head) => Asks::Request(head.as_head()),
                 None => Asks::Bytes,
             };
-            let from = (flow.direction == Direction::Outbound).then(|| source(&flow.pod));
+            let from = match flow.direction {
+                Direction::Outbound => Some(source(&flow.pod)),
+                Direction::Inbound => {
+                    flow.remote.get().map(|remote| Source { account: remote.account(), workload: None })
+                }
+            };
             let port = passage.to.port();
             match judge(plan.map(AsRef::as_ref), from, &passage.workload, port, asks) {
                 Ok(_) => *passage.seen.borrow_mut() = plan.cloned(),
@@ -212,13 +234,15 @@ impl Worker {
 fn say(flow: &Flow, destination: Option<&LocalPod>, denial: &Denial, kind: BasisKind, unsaid: u64, verdict: &str) {
     let (account, pod) = match flow.direction {
         Direction::Outbound => (Some(&flow.pod.account), Some(&flow.pod.name)),
-        Direction::Inbound => (None, None),
+        Direction::Inbound => (flow.remote.get().map(|remote| remote.account()), None),
     };
     tracing::warn!(
         target: "weft::access",
         verdict,
         source = account.map(tracing::field::display),
         source_pod = pod.map(tracing::field::display),
+        source_identity = flow.remote.get().map(|remote| tracing::field::display(remote.id())),
+        certificate = flow.remote.get().map(|remote| remote.svid().serial.as_str()),
         client = %flow.peer,
         destination_namespace = destination.map(|pod| &*pod.namespace),
         destination_workload = destination.map(|pod| &*pod.owner),
@@ -280,11 +304,6 @@ impl Asked {
     fn as_head(&self) -> RequestHead<'_> {
         RequestHead { method: &self.method, path: self.path.path(), headers: &self.headers }
     }
-}
-
-/// The head of a request as policy looks at it.
-pub(crate) fn head<B>(request: &http::Request<B>) -> RequestHead<'_> {
-    RequestHead { method: request.method(), path: request.uri().path(), headers: request.headers() }
 }
 
 /// Keeps the denials of one destination from filling the log.

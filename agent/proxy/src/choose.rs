@@ -98,6 +98,11 @@ impl<'plan> Choice<'plan> {
         }
     }
 
+    /// The namespace that it is in, if a Service says so.
+    pub(crate) fn namespace(&self) -> Option<&'plan str> {
+        self.backend().map(|backend| &*backend.service.namespace)
+    }
+
     pub(crate) fn cell(&self) -> Option<&'plan Arc<EndpointCell>> {
         self.backend().map(|backend| &backend.endpoints)
     }
@@ -130,6 +135,7 @@ impl<'plan> Choice<'plan> {
         let reason = match failure {
             DialError::Exhausted => Reason::DialsExhausted,
             DialError::NotHttp2 { .. } => Reason::UpstreamProtocol,
+            DialError::Tls { .. } => Reason::TlsFailed,
             _ => Reason::ConnectFailed,
         };
         let failure = chain(failure);

@@ -37,6 +37,8 @@ pub struct ProxyConfig {
     pub half_closed_grace: Duration,
     /// See [`limits::CONTINUE_TIMEOUT`].
     pub continue_timeout: Duration,
+    /// See [`limits::TLS_HANDSHAKE_TIMEOUT`].
+    pub tls_handshake_timeout: Duration,
     /// See [`limits::CONNECT_TIMEOUT`].
     pub connect_timeout: Duration,
     /// See [`limits::POD_REMOVAL_GRACE`].
@@ -61,6 +63,7 @@ impl Default for ProxyConfig {
             downstream_idle_timeout: limits::DOWNSTREAM_IDLE_TIMEOUT,
             half_closed_grace: limits::HALF_CLOSED_GRACE,
             continue_timeout: limits::CONTINUE_TIMEOUT,
+            tls_handshake_timeout: limits::TLS_HANDSHAKE_TIMEOUT,
             connect_timeout: limits::CONNECT_TIMEOUT,
             pod_removal_grace: limits::POD_REMOVAL_GRACE,
         }

@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr};
 
 use socket2::{SockAddr, SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use weft_identity::Refusal;
 
 use crate::{
     limits,
@@ -41,6 +42,8 @@ pub(crate) enum DialError {
     },
     #[error("too many connects are under way in this worker")]
     Exhausted,
+    #[error("mutual TLS with {to} failed: {refusal}")]
+    Tls { to: SocketAddr, refusal: Box<Refusal> },
     #[error("{to} does not speak HTTP/2: {what}")]
     NotHttp2 { to: SocketAddr, what: &'static str },
 }
@@ -58,7 +61,11 @@ impl DialError {
     pub(crate) fn retryable(&self) -> bool {
         match self {
             Self::Socket { source, .. } => source.retryable(),
-            Self::Refused { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } | Self::NotHttp2 { .. } => true,
+            Self::Refused { .. }
+            | Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::Tls { .. }
+            | Self::NotHttp2 { .. } => true,
             Self::Exhausted => false,
         }
     }
@@ -88,8 +95,8 @@ pub(crate) async fn dial(worker: &Worker, dial: Dial<'_>) -> Result<Dialled, Dia
         Err(_) => Err(DialError::TimedOut { to, within }),
     };
     worker.metrics.dialled(match &outcome {
-        // Whether it speaks HTTP/2 shows only later.
-        Ok(_) | Err(DialError::NotHttp2 { .. }) => DialResult::Connected,
+        // What it speaks shows only later.
+        Ok(_) | Err(DialError::Tls { .. } | DialError::NotHttp2 { .. }) => DialResult::Connected,
         Err(DialError::Refused { .. }) => DialResult::Refused,
         Err(DialError::TimedOut { .. }) => DialResult::TimedOut,
         Err(DialError::Unreachable { .. }) => DialResult::Unreachable,

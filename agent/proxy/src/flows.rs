@@ -1,7 +1,7 @@
 //! Live connections: what each one is, and the rows that people see of them.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
@@ -17,7 +17,9 @@ use crate::{
     drain::{Control, Phase},
     hello::Hello,
     metrics::ConnectionCells,
+    mutual::Remote,
     socket::LocalPod,
+    transport::Encryption,
 };
 
 /// Which way a captured connection goes, seen from the pod whose listener took it.
@@ -86,6 +88,10 @@ pub struct FlowRow {
     pub bytes_sent: u64,
     /// From destination to source so far.
     pub bytes_received: u64,
+    /// How the last choice was reached, or how the client came.
+    pub encryption: Option<Encryption>,
+    /// The SPIFFE ID that the other agent has proved: the client's if inbound, the server's if outbound and opaque.
+    pub peer_identity: Option<String>,
     /// The worker that carries it.
     pub worker: usize,
 }
@@ -104,6 +110,9 @@ pub(crate) struct Flow {
     pub(crate) service: RefCell<Option<(ServiceKey, u16)>>,
     pub(crate) backend: RefCell<Option<ServiceKey>>,
     pub(crate) endpoint: Cell<Option<SocketAddr>>,
+    pub(crate) encryption: Cell<Option<Encryption>>,
+    /// Who is at the other end, where another agent has proved it.
+    pub(crate) remote: OnceCell<Rc<Remote>>,
     /// What a TLS client says of itself.
     pub(crate) hello: RefCell<Option<Box<Hello>>>,
     pub(crate) requests: Cell<u64>,
@@ -131,6 +140,8 @@ impl Flow {
             service: RefCell::default(),
             backend: RefCell::default(),
             endpoint: Cell::new(None),
+            encryption: Cell::new(None),
+            remote: OnceCell::new(),
             hello: RefCell::default(),
             requests: Cell::new(0),
             bytes_sent: Cell::new(0),
@@ -202,6 +213,8 @@ impl Flow {
             requests: self.requests.get(),
             bytes_sent: self.bytes_sent.get(),
             bytes_received: self.bytes_received.get(),
+            encryption: self.encryption.get(),
+            peer_identity: self.remote.get().map(|remote| remote.id().to_string()),
             worker,
         }
     }

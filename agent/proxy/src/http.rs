@@ -11,6 +11,7 @@ pub(crate) mod grpc;
 pub(crate) mod hop;
 pub(crate) mod host;
 pub(crate) mod link;
+mod marks;
 pub(crate) mod reserved;
 pub(crate) mod scan;
 pub(crate) mod server;

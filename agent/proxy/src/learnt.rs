@@ -75,6 +75,8 @@ pub(crate) struct Port {
     seen: [Cell<u64>; Seen::ALL.len()],
     /// Connections that spoke HTTP since the last one that did not.
     streak: Cell<u32>,
+    /// The last one's server spoke first.
+    server_first: Cell<bool>,
     used: Cell<Option<Instant>>,
 }
 
@@ -85,7 +87,13 @@ impl Port {
         self.streak.get() >= limits::LEARNT_STREAK_MIN
     }
 
+    /// Whether its server is to be heard before the client is waited for.
+    pub(crate) fn server_speaks_first(&self) -> bool {
+        self.server_first.get()
+    }
+
     pub(crate) fn saw(&self, seen: Seen) {
+        self.server_first.set(seen == Seen::ServerFirst);
         let count = &self.seen[seen as usize];
         count.set(count.get() + 1);
         let http = matches!(seen, Seen::Http | Seen::Http2);

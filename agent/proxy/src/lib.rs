@@ -21,10 +21,15 @@ mod http;
 mod inbound;
 mod listener;
 mod metrics;
+mod mutual;
 mod outbound;
 mod pool;
+mod stream;
 mod tcp;
+mod transport;
 mod worker;
+
+pub use transport::Encryption;
 
 /// What reads bytes of peers, as pure functions: for fuzzing only, no part of the interface.
 #[doc(hidden)]

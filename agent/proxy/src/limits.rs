@@ -137,6 +137,15 @@ pub const CONNECT_TRIES_MAX: usize = 3;
 /// Connects under way at one time in one worker.
 pub const DIALS_MAX: usize = 512;
 
+/// How long a handshake of mutual TLS may take, on either side: far more than a round trip and two signatures, and as long as a connect.
+/// After it the connection is closed, so that clients which say nothing hold no room (nginx `client_header_timeout`: 60 s; ztunnel: 10 s).
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes that clients have under way in one worker; those beyond are closed.
+pub const TLS_HANDSHAKES_MAX: usize = 1024;
+/// How long a connection waits for its service account's certificate: an authority answers within tens of milliseconds, and a connect may
+/// take as long.
+pub const CREDENTIAL_WAIT: Duration = Duration::from_secs(5);
+
 /// How long an unused upstream connection is kept: less than the shortest common server default (Node.js, Apache, uvicorn: 5 s), so
 /// that the pool is the one that closes.
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);

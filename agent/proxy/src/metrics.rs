@@ -17,12 +17,21 @@ use prometheus::{
 use weft_policy::names::ServiceKey;
 
 pub(crate) use self::limit::Limit;
-use crate::{flows::Direction, learnt::Seen, reply::Reason, socket::LocalPod};
+use crate::{flows::Direction, learnt::Seen, reply::Reason, socket::LocalPod, transport::Encryption};
 
-const REQUEST_LABELS: [&str; 6] =
-    ["source_namespace", "source_workload", "destination_namespace", "destination_service", "backend", "status_class"];
+const REQUEST_LABELS: [&str; 7] = [
+    "direction",
+    "source_namespace",
+    "source_workload",
+    "destination_namespace",
+    "destination_service",
+    "backend",
+    "status_class",
+];
 const CONNECTION_LABELS: [&str; 6] =
     ["direction", "source_namespace", "source_workload", "destination_namespace", "destination_service", "backend"];
+const REACHED_LABELS: [&str; 5] =
+    ["source_namespace", "source_workload", "destination_namespace", "destination_service", "encryption"];
 const DENIED_LABELS: [&str; 3] = ["destination_namespace", "destination_workload", "basis"];
 /// Upper bounds in seconds: a fast local answer to a slow report.
 const DURATION_BUCKETS: [f64; 14] =
@@ -83,6 +92,22 @@ impl DialResult {
     }
 }
 
+/// Which end of a handshake this agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsSide {
+    Client,
+    Server,
+}
+
+impl TlsSide {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
 /// All metric families of the data path, shared by the workers.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -98,11 +123,17 @@ pub(crate) struct Metrics {
     replies: Vec<IntCounter>,
     dials: Vec<IntCounter>,
     limits: Vec<IntCounter>,
+    reached: IntCounterVec,
+    handshakes: IntCounterVec,
+    /// Handshakes that went well, by side.
+    secured: [IntCounter; 2],
     denied: IntCounterVec,
     /// Connections that were cut because policy does not let them through any more.
     pub(crate) cut_denied: IntCounter,
     /// The same, of connections that were never carried.
     pub(crate) cut_older: IntCounter,
+    /// Connections that ended with a certificate.
+    pub(crate) cut_expired: IntCounter,
     pub(crate) resets: IntCounter,
     pub(crate) split_skipped: IntCounter,
     pub(crate) fields_removed: IntCounter,
@@ -120,7 +151,8 @@ struct Owner {
 #[derive(Debug, Default)]
 struct OwnerSeries {
     holders: usize,
-    requests: HashSet<[String; 6]>,
+    requests: HashSet<[String; 7]>,
+    reached: HashSet<[String; 5]>,
     denied: HashSet<[String; 3]>,
     connections: HashSet<[String; 6]>,
 }
@@ -158,8 +190,13 @@ impl Metrics {
         let dials = counter("weft_dials_total", "Connects to endpoints, by result", &["result"])?;
         let cut = counter(
             "weft_connections_cut_total",
-            "Connections that were ended because policy does not let them through any more, by reason",
+            "Connections that were ended because they are not let through any more, by reason",
             &["reason"],
+        )?;
+        let handshakes = counter(
+            "weft_tls_handshakes_total",
+            "Handshakes of mutual TLS with other agents, by side and result",
+            &["side", "result"],
         )?;
         let limits = counter(
             "weft_limit_reached_total",
@@ -194,6 +231,15 @@ impl Metrics {
             )?,
             cut_denied: cut.with_label_values(&["denied"]),
             cut_older: cut.with_label_values(&["older"]),
+            cut_expired: cut.with_label_values(&["certificate"]),
+            reached: counter(
+                "weft_upstream_connections_total",
+                "Connections that were made to endpoints, by whether mutual TLS protects them",
+                &REACHED_LABELS,
+            )?,
+            secured: [TlsSide::Client, TlsSide::Server]
+                .map(|side| handshakes.with_label_values(&[side.as_str(), "ok"])),
+            handshakes,
             resets: single("weft_connections_reset_total", "Captured connections that the mesh itself reset")?,
             split_skipped: single(
                 "weft_split_skipped_total",
@@ -210,6 +256,16 @@ impl Metrics {
 
     pub(crate) fn reached(&self, limit: Limit) {
         self.limits[limit as usize].inc();
+    }
+
+    /// A handshake went well.
+    pub(crate) fn secured(&self, side: TlsSide) {
+        self.secured[side as usize].inc();
+    }
+
+    /// A handshake came to nothing. Words are of a closed set.
+    pub(crate) fn handshake(&self, side: TlsSide, why: &'static str) {
+        self.handshakes.with_label_values(&[side.as_str(), why]).inc();
     }
 
     pub(crate) fn dialled(&self, result: DialResult) {
@@ -239,6 +295,7 @@ impl Metrics {
             owner,
             requests: RefCell::default(),
             connections: RefCell::default(),
+            reached: RefCell::default(),
             denied: RefCell::default(),
         }
     }
@@ -263,6 +320,9 @@ impl Metrics {
             let _ = self.duration.remove_label_values(labels);
             let _ = self.request_bytes.remove_label_values(labels);
             let _ = self.response_bytes.remove_label_values(labels);
+        }
+        for labels in &series.reached {
+            let _ = self.reached.remove_label_values(labels);
         }
         for labels in &series.connections {
             let _ = self.connections.remove_label_values(labels);
@@ -301,8 +361,9 @@ type Route = (Option<ServiceKey>, Option<ServiceKey>);
 pub(crate) struct PodCells {
     metrics: Arc<Metrics>,
     owner: Owner,
-    requests: RefCell<HashMap<Route, std::rc::Rc<RequestCells>>>,
+    requests: RefCell<HashMap<(Direction, Route), std::rc::Rc<RequestCells>>>,
     connections: RefCell<HashMap<(Direction, Route), std::rc::Rc<ConnectionCells>>>,
+    reached: RefCell<HashMap<(Option<ServiceKey>, Encryption), IntCounter>>,
     denied: RefCell<[Option<IntCounter>; BasisKind::ALL.len()]>,
 }
 
@@ -321,9 +382,10 @@ impl PodCells {
         }
     }
 
-    /// The cells for requests to `service` that `backend` answers.
+    /// The cells for requests to `service` that `backend` answers; inbound, of the service account `service`.
     pub(crate) fn requests(
         &self,
+        direction: Direction,
         service: Option<&ServiceKey>,
         backend: Option<&ServiceKey>,
     ) -> std::rc::Rc<RequestCells> {
@@ -333,11 +395,34 @@ impl PodCells {
             std::rc::Rc::new(RequestCells {
                 metrics: Arc::clone(&self.metrics),
                 owner: self.owner.clone(),
+                direction,
                 route: route.clone(),
                 classes: RefCell::default(),
             })
         };
-        std::rc::Rc::clone(cells.entry(route.clone()).or_insert_with(make))
+        std::rc::Rc::clone(cells.entry((direction, route.clone())).or_insert_with(make))
+    }
+
+    /// Counts a connection that was made to an endpoint of `service`.
+    pub(crate) fn reached(&self, service: Option<&ServiceKey>, encryption: Encryption) {
+        let mut cells = self.reached.borrow_mut();
+        let service = self.bounded((service.cloned(), None), cells.len()).0;
+        let resolve = || {
+            let part = |part: fn(&ServiceKey) -> &Arc<str>| {
+                service.as_ref().map(|service| part(service).to_string()).unwrap_or_default()
+            };
+            let labels = [
+                self.owner.namespace.to_string(),
+                self.owner.workload.to_string(),
+                part(|service| &service.namespace),
+                part(|service| &service.name),
+                encryption.as_str().to_owned(),
+            ];
+            let cell = self.metrics.reached.with_label_values(&labels);
+            self.metrics.remember(&self.owner, |series| _ = series.reached.insert(labels));
+            cell
+        };
+        cells.entry((service.clone(), encryption)).or_insert_with(resolve).inc();
     }
 
     /// The cells for connections to `service` that go to `backend`.
@@ -408,6 +493,7 @@ const CLASSES: [&str; 6] = ["canceled", "1xx", "2xx", "3xx", "4xx", "5xx"];
 pub(crate) struct RequestCells {
     metrics: Arc<Metrics>,
     owner: Owner,
+    direction: Direction,
     route: Route,
     classes: RefCell<[Option<ClassCells>; 6]>,
 }
@@ -432,8 +518,12 @@ impl RequestCells {
 
     fn resolve(&self, class: StatusClass) -> ClassCells {
         let [namespace, service, backend] = route_labels(&self.route);
-        let (source_namespace, source) = (self.owner.namespace.to_string(), self.owner.workload.to_string());
-        let labels = [source_namespace, source, namespace, service, backend, CLASSES[class.index()].to_owned()];
+        let (own_namespace, own_name) = (self.owner.namespace.to_string(), self.owner.workload.to_string());
+        let (direction, class_label) = (self.direction.as_str().to_owned(), CLASSES[class.index()].to_owned());
+        let labels = match self.direction {
+            Direction::Outbound => [direction, own_namespace, own_name, namespace, service, backend, class_label],
+            Direction::Inbound => [direction, namespace, service, own_namespace, own_name, String::new(), class_label],
+        };
         let cells = ClassCells {
             requests: self.metrics.requests.with_label_values(&labels).local(),
             duration: self.metrics.duration.with_label_values(&labels).local(),
@@ -470,10 +560,8 @@ impl ConnectionCells {
         let direction_label = direction.as_str().to_owned();
         let labels = match direction {
             Direction::Outbound => [direction_label, own_namespace, own_name, namespace, service, backend],
-            // Who the client is cannot be told yet; the destination is the pod's workload itself.
-            Direction::Inbound => {
-                [direction_label, String::new(), String::new(), own_namespace, own_name, String::new()]
-            }
+            // The client's service account, if it has proved one; the destination is the pod's workload itself.
+            Direction::Inbound => [direction_label, namespace, service, own_namespace, own_name, String::new()],
         };
         let cells = Self {
             total: metrics.connections.with_label_values(&labels),

@@ -23,15 +23,16 @@ use crate::{
     detect::{self, Detected, Unasked},
     dial,
     drain::Phase,
-    early::Early,
+    early::{Early, Line},
     flows::{Direction, Flow, FlowEntry, FlowProtocol, bump},
     http,
     learnt::{LearntKey, Port, Seen},
     limits,
     metrics::Limit,
-    reply::LocalReply,
-    socket::Dial,
+    mutual::Secured,
+    reply::{LocalReply, Reason},
     tcp::{self, End, Side},
+    transport::{Encryption, Transport},
     worker::{Pod, Worker},
 };
 
@@ -95,7 +96,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, e
         }
         Detected::Http2 => {
             let early = found.reached.and_then(Result::ok);
-            http::server2::serve(worker, pod, entry, stream, plan, early).await;
+            http::server2::serve(worker, pod, entry, stream.into(), plan, early).await;
         }
         Detected::Tls | Detected::Opaque => way.opaque(stream, found, protocol).await,
         Detected::Ended | Detected::Silent => tcp::linger(stream, &worker.scratch).await,
@@ -161,7 +162,7 @@ impl Way<'_> {
                     // The server may have accepted already, and a socket that is merely closed would look like an end in order.
                     if let Ok(early) = reach.await {
                         self.open();
-                        dial::reset(early.dialled.stream);
+                        early.line.reset();
                     }
                     return Err(error);
                 }
@@ -183,10 +184,13 @@ impl Way<'_> {
         if early.admitted == Some(Admitted::Requests) {
             return self.requests_only(client.as_mut(), port.as_deref(), early).await;
         }
+        let Line::Plain(dialled, _) = &early.line else {
+            return self.choose_mutual(client.as_mut(), port.as_deref(), early).await;
+        };
         let first = tokio::select! {
             // A server that has spoken unasked is none of HTTP/1, whatever the client says.
             biased;
-            unasked = detect::server(&early.dialled.stream) => match unasked {
+            unasked = detect::server(&dialled.stream) => match unasked {
                 Ok(Unasked::Settings) => None,
                 Ok(Unasked::Spoke) => {
                     self.saw(port.as_deref(), Seen::ServerFirst);
@@ -218,7 +222,7 @@ impl Way<'_> {
             Ok(detected) => detected,
             Err(error) => {
                 self.open();
-                dial::reset(early.dialled.stream);
+                early.line.reset();
                 return Err(error);
             }
         };
@@ -238,7 +242,7 @@ impl Way<'_> {
             Ok(Ok(detected)) => self.client_showed(port, detected),
             Ok(Err(error)) => {
                 self.open();
-                dial::reset(early.dialled.stream);
+                early.line.reset();
                 return Err(error);
             }
             Err(_) => {
@@ -247,6 +251,62 @@ impl Way<'_> {
             }
         };
         Ok(Found { detected, reached: Some(Ok(early)) })
+    }
+
+    /// Waits a little for a client whose connection is to be one of mutual TLS: whether it carries requests or bytes must be said before the
+    /// server is heard. A client that stays silent gets bytes, and with them what a server says that speaks first.
+    async fn choose_mutual(
+        &self,
+        mut client: Pin<&mut impl Future<Output = io::Result<Detected>>>,
+        port: Option<&Port>,
+        early: Early,
+    ) -> io::Result<Found> {
+        let worker = self.worker;
+        if !port.is_some_and(|port| port.server_speaks_first()) {
+            match timeout(worker.config.learnt_wait, &mut client).await {
+                Ok(Ok(detected)) => {
+                    let detected = self.client_showed(port, detected);
+                    return Ok(Found { detected, reached: Some(Ok(early)) });
+                }
+                Ok(Err(error)) => {
+                    self.open();
+                    early.line.reset();
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+        }
+        let Early { line, .. } = early;
+        let mut secured = match line.for_bytes(worker).await {
+            Ok(Line::Secured(secured)) => secured,
+            Ok(line) => return Ok(Found { detected: Detected::Opaque, reached: Some(Ok(Early { line, ..early })) }),
+            Err(error) => {
+                let reply = LocalReply::new(Reason::TlsFailed, error);
+                return Ok(Found { detected: Detected::Opaque, reached: Some(Err(reply)) });
+            }
+        };
+        let detected = tokio::select! {
+            biased;
+            heard = secured.hear() => heard.map(|()| {
+                self.saw(port, Seen::ServerFirst);
+                Detected::Opaque
+            }),
+            detected = &mut client => detected.map(|detected| self.client_showed(port, detected)),
+        };
+        let line = Line::Secured(secured);
+        match detected {
+            Ok(detected @ (Detected::Http1 | Detected::Http2)) => {
+                // Its requests go another way. The application has seen a connection that came and went.
+                Early { line, ..early }.unused(worker);
+                Ok(Found::undialled(detected))
+            }
+            Ok(detected) => Ok(Found { detected, reached: Some(Ok(Early { line, ..early })) }),
+            Err(error) => {
+                self.open();
+                line.reset();
+                Err(error)
+            }
+        }
     }
 
     /// What is remembered of the port.
@@ -305,7 +365,7 @@ impl Way<'_> {
                 Err(error) => {
                     tracing::debug!(peer = %flow.peer, %error, "client connection failed");
                     if let Some(Ok(early)) = found.reached {
-                        dial::reset(early.dialled.stream);
+                        early.line.reset();
                     }
                     return dial::reset(stream);
                 }
@@ -320,7 +380,15 @@ impl Way<'_> {
             },
         };
         self.open();
-        let Early { dialled, in_flight, .. } = match reached.and_then(|early| self.let_through(early)) {
+        let reached = match reached.and_then(|early| self.let_through(early)) {
+            Ok(early) => {
+                let Early { line, .. } = early;
+                let line = line.for_bytes(worker).await;
+                line.map(|line| (line, early.in_flight)).map_err(|error| LocalReply::new(Reason::TlsFailed, error))
+            }
+            Err(reply) => Err(reply),
+        };
+        let (line, in_flight) = match reached {
             Ok(reached) => reached,
             Err(reply) => {
                 // Before any byte, so the client sees what it would see of a server that is not there.
@@ -333,7 +401,22 @@ impl Way<'_> {
                 return dial::reset(stream);
             }
         };
-        let (downstream, upstream) = (Side { stream, early }, Side { stream: dialled.stream, early: Bytes::new() });
+        let (upstream, lease) = match line {
+            Line::Plain(dialled, encryption) => {
+                flow.encryption.set(Some(encryption));
+                (Side::new(dialled.stream, Bytes::new()), dialled.lease)
+            }
+            Line::Secured(Secured { stream, lease, remote, said }) => {
+                flow.encryption.set(Some(Encryption::MutualTls));
+                // There is one line to a flow of bytes.
+                _ = flow.remote.set(remote);
+                bump(&flow.bytes_received, said.len());
+                (Side::new(stream, said), lease)
+            }
+            // It was made one that carries bytes just now.
+            Line::Mutual(dialled, ..) => return dial::reset(dialled.stream),
+        };
+        let downstream = Side::new(stream, early);
         let end = if tls {
             tcp::splice_tls(downstream, upstream, flow, worker).await
         } else {
@@ -343,7 +426,7 @@ impl Way<'_> {
             worker.metrics.resets.inc();
         }
         tracing::debug!(destination = %flow.destination, ?end, sent = flow.bytes_sent.get(), received = flow.bytes_received.get(), "closed");
-        drop((dialled.lease, in_flight));
+        drop((lease, in_flight));
     }
 
     /// Whether a connection that was made takes bytes that weft does not look into: that was not asked while a request could still
@@ -357,7 +440,7 @@ impl Way<'_> {
                 Ok(early)
             }
             Err(denial) => {
-                dial::reset(early.dialled.stream);
+                early.line.reset();
                 Err(LocalReply::denied(denial))
             }
         }
@@ -391,15 +474,25 @@ impl Way<'_> {
         while let Some(load) = choice.next(worker, flow.destination, &tried) {
             let endpoint = &load.endpoint;
             let admitted = worker.admit(&pod.pod, endpoint, asks).map_err(LocalReply::denied)?;
-            flow.chose(choice.backend().map(|backend| &backend.service), endpoint.address);
+            let transport = match admitted {
+                Some(_) => Transport::Plain { captured: true },
+                None => worker.transport(&pod.pod, endpoint, choice.namespace()).await?,
+            };
+            let service = choice.backend().map(|backend| &backend.service);
+            flow.chose(service, endpoint.address);
             let in_flight = load.begin();
-            // Only a pod whose inbound step was taken is to let it through.
-            let to_workload = endpoint.workload.as_ref().filter(|_| admitted.is_some());
-            let dial = Dial::Outbound { source: &pod.pod, to: endpoint.address, to_workload, tls: false };
-            match dial::dial(worker, dial).await {
-                Ok(dialled) => {
+            let encryption = transport.encryption();
+            let line = match dial::dial(worker, transport.dial(&pod.pod, endpoint)).await {
+                // What it carries is known already, so another endpoint may be tried if this one is not who it should be.
+                Ok(dialled) if matches!(asks, Asks::Bytes) => Line::new(dialled, transport).for_bytes(worker).await,
+                Ok(dialled) => Ok(Line::new(dialled, transport)),
+                Err(error) => Err(error),
+            };
+            match line {
+                Ok(line) => {
+                    pod.cells.reached(service, encryption);
                     let (split, index) = (choice.split(), choice.index());
-                    return Ok(Early { split, index, load, in_flight, dialled, admitted });
+                    return Ok(Early { split, index, load, in_flight, line, admitted });
                 }
                 Err(error) => {
                     tried.push(endpoint.address);

@@ -7,10 +7,11 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::sync::Notify;
+use weft_identity::Credentials;
 use weft_policy::{endpoints::Endpoint, names::WorkloadId};
 
 use crate::{
@@ -20,18 +21,20 @@ use crate::{
         client2::{Connection, Stream},
     },
     limits,
+    transport::{Transport, TransportKey},
 };
 
-/// What a pooled connection may be used for. The source pod is the pool's own, and the protocol that of the table that it is in.
+/// What a pooled connection may be used for. The pod is the pool's own, and the protocol that of the table that it is in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(crate) struct Key {
     address: SocketAddr,
     workload: Option<WorkloadId>,
+    transport: TransportKey,
 }
 
 impl Key {
-    fn of(endpoint: &Endpoint) -> Self {
-        Self { address: endpoint.address, workload: endpoint.workload.clone() }
+    pub(crate) fn new(endpoint: &Endpoint, transport: &Transport) -> Self {
+        Self { address: endpoint.address, workload: endpoint.workload.clone(), transport: transport.key() }
     }
 }
 
@@ -103,9 +106,9 @@ pub(crate) enum Kept {
 
 impl Pool {
     /// A connection to this very endpoint that is alive as far as can be told, if there is one.
-    pub(crate) fn checkout(&self, endpoint: &Endpoint) -> Option<Upstream> {
+    pub(crate) fn checkout(&self, key: &Key) -> Option<Upstream> {
         let mut inner = self.0.borrow_mut();
-        let idle = inner.idle.get_mut(&Key::of(endpoint))?;
+        let idle = inner.idle.get_mut(key)?;
         let mut index = idle.len();
         while index > 0 {
             index -= 1;
@@ -127,7 +130,7 @@ impl Pool {
         if inner.closed || upstream.is_closed() {
             return Kept::No;
         }
-        let idle = inner.idle.entry(Key::of(upstream.endpoint())).or_default();
+        let idle = inner.idle.entry(upstream.key().clone()).or_default();
         if idle.len() >= max_per_key {
             return Kept::Full;
         }
@@ -136,9 +139,9 @@ impl Pool {
     }
 
     /// A place for a request on an HTTP/2 connection to this very endpoint, or how to come by one.
-    pub(crate) fn stream(&self, endpoint: &Endpoint) -> Found {
+    pub(crate) fn stream(&self, key: &Key) -> Found {
         let mut inner = self.0.borrow_mut();
-        let shared = inner.shared.entry(Key::of(endpoint)).or_default();
+        let shared = inner.shared.entry(key.clone()).or_default();
         shared.connections.retain(|connection| connection.is_usable());
         // The oldest first: the others become idle, and end.
         if let Some(stream) = shared.connections.iter().find_map(Connection::join) {
@@ -156,9 +159,9 @@ impl Pool {
     }
 
     /// A dial for [`Found::Dial`] is over: shares the connection, and tells everybody who waits.
-    pub(crate) fn dialled(&self, endpoint: &Endpoint, dialling: &Dialling, outcome: Result<Connection, DialError>) {
+    pub(crate) fn dialled(&self, key: Key, dialling: &Dialling, outcome: Result<Connection, DialError>) {
         let mut inner = self.0.borrow_mut();
-        let shared = inner.shared.entry(Key::of(endpoint)).or_default();
+        let shared = inner.shared.entry(key).or_default();
         shared.dialling = None;
         match outcome {
             Ok(connection) => shared.connections.push(Rc::new(connection)),
@@ -169,8 +172,14 @@ impl Pool {
     }
 
     /// Lets go of connections that were not used for `idle_max`, are closed, or lead to endpoints that are not ready any more. HTTP/2
-    /// connections finish the requests that they have.
-    pub(crate) fn sweep(&self, now: Instant, idle_max: Duration, h2_idle_max: Duration) {
+    /// connections finish the requests that they have, unless a certificate has ended.
+    pub(crate) fn sweep(
+        &self,
+        now: (Instant, SystemTime),
+        (idle_max, h2_idle_max): (Duration, Duration),
+        credentials: Option<&dyn Credentials>,
+    ) {
+        let (now, wall) = now;
         let mut inner = self.0.borrow_mut();
         inner.idle.retain(|_, idle| {
             idle.retain(|idle| {
@@ -181,6 +190,15 @@ impl Pool {
         });
         inner.shared.retain(|_, shared| {
             shared.connections.retain(|connection| {
+                if let Some(remote) = connection.remote() {
+                    if remote.has_expired(wall) {
+                        connection.cut();
+                        return false;
+                    }
+                    if credentials.is_some_and(|credentials| remote.is_outdated(credentials)) {
+                        return false;
+                    }
+                }
                 let idle = connection.idle_since().is_some_and(|since| now.duration_since(since) >= h2_idle_max);
                 !idle && connection.is_usable() && connection.is_wanted()
             });

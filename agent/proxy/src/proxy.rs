@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::sync::{mpsc, oneshot};
+use weft_identity::Credentials;
 use weft_policy::{names::WorkloadId, snapshot::SnapshotCell};
 
 use crate::{
@@ -53,7 +54,7 @@ struct Handle {
 }
 
 impl Proxy {
-    /// Starts the workers.
+    /// Starts the workers. Without credentials mutual TLS is neither spoken nor taken.
     ///
     /// # Errors
     /// When the metrics are registered already, or the system has no threads left.
@@ -62,11 +63,18 @@ impl Proxy {
         snapshots: Arc<SnapshotCell>,
         sockets: Arc<dyn SocketFactory>,
         captured: Arc<dyn FlowSource>,
+        credentials: Option<Arc<dyn Credentials>>,
         registry: &prometheus::Registry,
     ) -> Result<Self, ProxyError> {
         let metrics = Metrics::register(registry)?;
-        let parts =
-            Parts { config: Arc::new(config.clone()), snapshots, sockets, captured, metrics: Arc::clone(&metrics) };
+        let parts = Parts {
+            config: Arc::new(config.clone()),
+            snapshots,
+            sockets,
+            captured,
+            credentials,
+            metrics: Arc::clone(&metrics),
+        };
         let epoch = Instant::now();
         let workers = (0..config.worker_count())
             .map(|index| {

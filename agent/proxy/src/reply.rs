@@ -65,10 +65,16 @@ pub enum Reason {
     UpgradeOverHttp2,
     /// A gRPC call, on a port that is declared to speak HTTP/1.1.
     GrpcOverHttp1,
+    /// The destination takes mutual TLS only, and its agent does not.
+    MtlsRequired,
+    /// The destination takes mutual TLS, and the client's service account has no certificate.
+    NoCertificate,
+    /// Mutual TLS failed, with every endpoint that was tried.
+    TlsFailed,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -95,6 +101,9 @@ impl Reason {
         Self::StreamsExhausted,
         Self::UpgradeOverHttp2,
         Self::GrpcOverHttp1,
+        Self::MtlsRequired,
+        Self::NoCertificate,
+        Self::TlsFailed,
     ];
 
     /// The word in `weft-reason` and in metrics.
@@ -127,6 +136,9 @@ impl Reason {
             Self::StreamsExhausted => "streams_exhausted",
             Self::UpgradeOverHttp2 => "upgrade_over_http2",
             Self::GrpcOverHttp1 => "grpc_over_http1",
+            Self::MtlsRequired => "mtls_required",
+            Self::NoCertificate => "no_certificate",
+            Self::TlsFailed => "tls_failed",
         }
     }
 
@@ -139,7 +151,10 @@ impl Reason {
             | Self::ConnectFailed
             | Self::DestinationGone
             | Self::DialsExhausted
-            | Self::StreamsExhausted => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::StreamsExhausted
+            | Self::MtlsRequired
+            | Self::NoCertificate
+            | Self::TlsFailed => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::MalformedRequest

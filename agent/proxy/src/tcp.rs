@@ -4,25 +4,23 @@ use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io,
-    net::Shutdown,
     pin::pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use rustix::net::RecvFlags;
-use socket2::SockRef;
 use tokio::{
-    io::{AsyncWriteExt, Interest},
+    io::{AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 
 use crate::{
-    dial,
     flows::{Flow, FlowProtocol, bump},
     hello::{Progress, Reader},
-    limits::{COPY_BUFFER_BYTES, COPY_TURN_READS},
+    limits::{COPY_BUFFER_BYTES, COPY_TURN_READS, LINGER_BYTES_MAX, LINGER_TIMEOUT},
     metrics::Limit,
+    stream::Stream,
     worker::Worker,
 };
 
@@ -51,8 +49,14 @@ impl Default for Scratch {
 /// One side of a connection, with bytes of it that were read, and counted, already.
 #[derive(Debug)]
 pub(crate) struct Side {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) early: Bytes,
+}
+
+impl Side {
+    pub(crate) fn new(stream: impl Into<Stream>, early: Bytes) -> Self {
+        Self { stream: stream.into(), early }
+    }
 }
 
 /// Carries bytes until both sides have ended.
@@ -96,26 +100,19 @@ async fn carry(downstream: Side, upstream: Side, flow: &Flow, scratch: &Scratch,
                 _ => Poll::Pending,
             }
         });
-        // A reset shows in a read or a write, unless that direction is blocked or over: then only as an error of the socket.
         tokio::select! {
             biased;
             end = both => end,
             () = flow.control.cut() => End::Cut,
-            () = failed(down) => End::Reset,
-            () = failed(up) => End::Reset,
+            () = down.failed() => End::Reset,
+            () = up.failed() => End::Reset,
         }
     };
     if end != End::Finished {
-        dial::reset(downstream.stream);
-        dial::reset(upstream.stream);
+        downstream.stream.reset();
+        upstream.stream.reset();
     }
     end
-}
-
-async fn failed(stream: &TcpStream) {
-    if stream.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Looks at bytes as they pass, until it gives false.
@@ -123,19 +120,21 @@ type Tap<'a> = Box<dyn FnMut(&[u8]) -> bool + 'a>;
 
 /// One direction.
 struct Pump<'a> {
-    from: &'a TcpStream,
-    to: &'a TcpStream,
+    from: &'a Stream,
+    to: &'a Stream,
     /// Read, and not written yet; at most [`COPY_BUFFER_BYTES`].
     held: Bytes,
     ended: bool,
     done: bool,
+    /// What was written may not have left yet.
+    unflushed: bool,
     count: &'a Cell<u64>,
     tap: Option<Tap<'a>>,
 }
 
 impl<'a> Pump<'a> {
-    fn new(from: &'a TcpStream, to: &'a TcpStream, early: Bytes, count: &'a Cell<u64>) -> Self {
-        Self { from, to, held: early, ended: false, done: false, count, tap: None }
+    fn new(from: &'a Stream, to: &'a Stream, early: Bytes, count: &'a Cell<u64>) -> Self {
+        Self { from, to, held: early, ended: false, done: false, unflushed: false, count, tap: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &Scratch) -> Poll<io::Result<()>> {
@@ -145,37 +144,42 @@ impl<'a> Pump<'a> {
         let mut scratch = scratch.0.borrow_mut();
         for _ in 0..COPY_TURN_READS {
             while !self.held.is_empty() {
-                match self.to.try_write(&self.held) {
-                    Ok(written) => drop(self.held.split_to(written)),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.to.poll_write_ready(cx))?,
-                    Err(error) => return Poll::Ready(Err(error)),
-                }
+                let written = ready!(self.to.poll_write(cx, &self.held))?;
+                drop(self.held.split_to(written));
+                self.unflushed = true;
             }
             // Gives the memory back.
             self.held = Bytes::new();
             if self.ended {
-                SockRef::from(self.to).shutdown(Shutdown::Write)?;
+                ready!(self.to.poll_shutdown(cx))?;
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
-            match self.from.try_read(&mut scratch) {
-                Ok(0) => self.ended = true,
-                Ok(read) => {
-                    bump(self.count, read);
-                    if self.tap.as_mut().is_some_and(|tap| !tap(&scratch[..read])) {
-                        self.tap = None;
-                    }
-                    let written = match self.to.try_write(&scratch[..read]) {
-                        Ok(written) => written,
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                        Err(error) => return Poll::Ready(Err(error)),
-                    };
-                    if written < read {
-                        self.held = Bytes::copy_from_slice(&scratch[written..read]);
-                    }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let Poll::Ready(read) = self.from.poll_read(cx, &mut buffer) else {
+                // There is nothing more to go with it.
+                if std::mem::take(&mut self.unflushed) && self.to.poll_flush(cx)?.is_pending() {
+                    self.unflushed = true;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.from.poll_read_ready(cx))?,
-                Err(error) => return Poll::Ready(Err(error)),
+                return Poll::Pending;
+            };
+            read?;
+            let read = buffer.filled().len();
+            if read == 0 {
+                self.ended = true;
+                continue;
+            }
+            bump(self.count, read);
+            if self.tap.as_mut().is_some_and(|tap| !tap(&scratch[..read])) {
+                self.tap = None;
+            }
+            let written = match self.to.poll_write(cx, &scratch[..read])? {
+                Poll::Ready(written) => written,
+                Poll::Pending => 0,
+            };
+            self.unflushed = true;
+            if written < read {
+                self.held = Bytes::copy_from_slice(&scratch[written..read]);
             }
         }
         // Others first.
@@ -197,35 +201,48 @@ pub(crate) fn is_quiet(stream: &TcpStream) -> bool {
 }
 
 /// Writes a last word and ends the connection as [`linger`] does. A client that does not take it in time goes without.
-pub(crate) async fn say(mut stream: TcpStream, word: &[u8], scratch: &Scratch) {
-    if let Ok(Ok(())) = tokio::time::timeout(crate::limits::LINGER_TIMEOUT, stream.write_all(word)).await {
+pub(crate) async fn say(stream: impl Into<Stream>, word: &[u8], scratch: &Scratch) {
+    let mut stream = stream.into();
+    let said = async {
+        stream.write_all(word).await?;
+        stream.flush().await
+    };
+    if let Ok(Ok(())) = tokio::time::timeout(LINGER_TIMEOUT, said).await {
         linger(stream, scratch).await;
     }
 }
 
 /// Shuts down the sending side and reads what still comes, for a bounded while: closing with unread bytes would reset the
 /// connection and could take the last answer with it.
-pub(crate) async fn linger(stream: TcpStream, scratch: &Scratch) {
-    if SockRef::from(&stream).shutdown(Shutdown::Write).is_err() {
-        return;
-    }
-    let mut left = crate::limits::LINGER_BYTES_MAX;
-    let drained = pin!(poll_fn(|cx| {
-        loop {
-            let read = match stream.try_read(&mut scratch.0.borrow_mut()) {
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match ready!(stream.poll_read_ready(cx)) {
-                    Ok(()) => continue,
-                    Err(_) => 0,
-                },
-                Err(_) => 0,
-            };
-            left = left.saturating_sub(read);
-            if read == 0 || left == 0 {
-                return Poll::Ready(());
-            }
+pub(crate) async fn linger(stream: impl Into<Stream>, scratch: &Scratch) {
+    let mut stream = stream.into();
+    let drained = pin!(async {
+        if stream.shutdown().await.is_err() {
+            return;
         }
-    }));
+        // What comes within TLS is of no interest either.
+        let Some(socket) = stream.socket() else { return };
+        let mut left = LINGER_BYTES_MAX;
+        poll_fn(|cx| {
+            loop {
+                let read = match socket.try_read(&mut scratch.0.borrow_mut()) {
+                    Ok(read) => read,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        match ready!(socket.poll_read_ready(cx)) {
+                            Ok(()) => continue,
+                            Err(_) => 0,
+                        }
+                    }
+                    Err(_) => 0,
+                };
+                left = left.saturating_sub(read);
+                if read == 0 || left == 0 {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
+    });
     // What is left after that long is the client's loss.
-    let _ = tokio::time::timeout(crate::limits::LINGER_TIMEOUT, drained).await;
+    let _ = tokio::time::timeout(LINGER_TIMEOUT, drained).await;
 }

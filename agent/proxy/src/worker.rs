@@ -9,13 +9,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::LocalSet,
 };
+use weft_identity::Credentials;
 use weft_policy::{
     names::WorkloadId,
     snapshot::{Snapshot, SnapshotCell},
@@ -78,6 +79,7 @@ pub(crate) struct Parts {
     pub(crate) snapshots: Arc<SnapshotCell>,
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) captured: Arc<dyn FlowSource>,
+    pub(crate) credentials: Option<Arc<dyn Credentials>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -88,6 +90,8 @@ pub(crate) struct Worker {
     pub(crate) snapshots: Arc<SnapshotCell>,
     pub(crate) sockets: Arc<dyn SocketFactory>,
     pub(crate) captured: Arc<dyn FlowSource>,
+    /// Certificates of this node's pods; none where there is no authority.
+    pub(crate) credentials: Option<Arc<dyn Credentials>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flows: Rc<FlowTable>,
     pub(crate) balancer: RefCell<Balancer>,
@@ -98,6 +102,8 @@ pub(crate) struct Worker {
     pub(crate) connections: Arc<Semaphore>,
     /// Room for connects under way.
     pub(crate) dials: Semaphore,
+    /// Room for handshakes of clients.
+    pub(crate) handshakes: Semaphore,
     pub(crate) warnings: Warnings,
     pods: RefCell<HashMap<WorkloadId, Rc<Pod>>>,
     /// The snapshot that inbound steps were last taken with.
@@ -121,11 +127,13 @@ impl Worker {
             index,
             connections: Arc::new(Semaphore::new(parts.config.downstream_connections_max)),
             dials: Semaphore::new(parts.config.dials_max),
+            handshakes: Semaphore::new(limits::TLS_HANDSHAKES_MAX),
             config: parts.config,
             snapshot: RefCell::new(parts.snapshots.load()),
             snapshots: parts.snapshots,
             sockets: parts.sockets,
             captured: parts.captured,
+            credentials: parts.credentials,
             metrics: parts.metrics,
             flows: Rc::default(),
             balancer: RefCell::new(Balancer::new(fastrand::u64(..))),
@@ -252,16 +260,33 @@ impl Worker {
         // Lets go of a snapshot that is not the current one any more.
         self.refresh();
         self.cut_denied();
-        let now = Instant::now();
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        self.end_with_certificates(wall);
         self.flows.sweep(now);
         self.balancer.borrow_mut().sweep(now, limits::BALANCE_STATE_IDLE);
         self.learnt.sweep(now, limits::LEARNT_IDLE);
         self.detection.flush();
         self.pods.borrow_mut().retain(|_, pod| {
             pod.cells.flush();
-            pod.pool.sweep(now, self.config.pool_idle_timeout, self.config.h2_pool_idle_timeout);
+            let idle = (self.config.pool_idle_timeout, self.config.h2_pool_idle_timeout);
+            pod.pool.sweep((now, wall), idle, self.credentials.as_deref());
             // A pod without listeners that nothing is open for is forgotten; it comes back with its next connection.
             !pod.listeners.is_empty() || Rc::strong_count(pod) > 1 || !pod.pool.is_empty()
+        });
+    }
+
+    /// Ends connections whose certificates have, and begins to end those for which there are newer ones.
+    fn end_with_certificates(&self, now: SystemTime) {
+        self.flows.each(|flow| {
+            let Some(remote) = flow.remote.get() else { return };
+            if remote.has_expired(now) {
+                if flow.control.advance(Phase::Cut) {
+                    self.metrics.cut_expired.inc();
+                    tracing::info!(peer = %flow.peer, identity = %remote.id(), "connection ends with its certificate");
+                }
+            } else if self.credentials.as_deref().is_some_and(|credentials| remote.is_outdated(credentials)) {
+                flow.control.advance(Phase::Draining);
+            }
         });
     }
 

@@ -28,8 +28,10 @@ use crate::{
     dial::{self, DialError, Dialled},
     http::body::RequestBody,
     limits,
+    pool::Key,
     socket::{Dial, Lease, LocalPod},
     tcp,
+    transport::Transport,
     worker::Worker,
 };
 
@@ -44,6 +46,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 pub(crate) struct Shared {
     endpoint: Endpoint,
+    key: Key,
     cell: Option<Arc<EndpointCell>>,
     /// The socket; the task and whoever looks at it from outside borrow it in turn. Gone once the connection is over.
     stream: RefCell<Option<TcpStream>>,
@@ -57,17 +60,16 @@ pub(crate) struct Shared {
 /// Which endpoint to open a connection to, and how it was found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Via<'a> {
-    pub(crate) source: &'a LocalPod,
+    pub(crate) pod: &'a LocalPod,
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) cell: Option<&'a Arc<EndpointCell>>,
-    pub(crate) captured: bool,
+    pub(crate) transport: &'a Transport,
 }
 
 impl<'a> Via<'a> {
-    /// The dial for it. Only a pod whose inbound step was taken is to let it through.
+    /// The dial for it.
     pub(crate) fn dial(&self) -> Dial<'a> {
-        let to_workload = self.endpoint.workload.as_ref().filter(|_| self.captured);
-        Dial::Outbound { source: self.source, to: self.endpoint.address, to_workload, tls: false }
+        self.transport.dial(self.pod, self.endpoint)
     }
 }
 
@@ -79,12 +81,13 @@ pub(crate) async fn connect(worker: &Worker, via: Via<'_>) -> Result<Upstream, D
 
 /// Takes a connection over that was dialled already.
 pub(crate) async fn adopt(via: Via<'_>, dialled: Dialled) -> Result<Upstream, DialError> {
-    let Via { endpoint, cell, .. } = via;
+    let Via { endpoint, cell, transport, .. } = via;
     let Dialled { stream, lease } = dialled;
     let to = endpoint.address;
     let (sent, upgraded) = oneshot::channel();
     let shared = Rc::new(Shared {
         endpoint: endpoint.clone(),
+        key: Key::new(endpoint, transport),
         cell: cell.cloned(),
         stream: RefCell::new(Some(stream)),
         lease: RefCell::new(Some(lease)),
@@ -125,6 +128,10 @@ async fn drive(mut connection: Connection, shared: Rc<Shared>, upgraded: oneshot
 impl Upstream {
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.shared.endpoint
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.shared.key
     }
 
     /// Whether it can take a request now.

@@ -20,9 +20,9 @@ use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::Notify,
 };
+use weft_identity::Alpn;
 use weft_policy::endpoints::{Endpoint, EndpointCell};
 
 use crate::{
@@ -33,7 +33,10 @@ use crate::{
         frames::{Frame, Frames, code, kind},
     },
     limits,
+    mutual::{self, Remote, Secured},
     socket::Lease,
+    stream,
+    transport::Transport,
     worker::Worker,
 };
 
@@ -42,6 +45,8 @@ pub(crate) struct Connection {
     sender: RefCell<http2::SendRequest<RequestBody>>,
     endpoint: Endpoint,
     cell: Option<Arc<EndpointCell>>,
+    /// Who is at the other end, if that is another agent.
+    remote: Option<Rc<Remote>>,
     peer: Rc<Peer>,
     /// Requests on it.
     streams: Cell<usize>,
@@ -86,6 +91,16 @@ impl Connection {
         &self.endpoint
     }
 
+    /// Who is at the other end, if that is another agent.
+    pub(crate) fn remote(&self) -> Option<&Rc<Remote>> {
+        self.remote.as_ref()
+    }
+
+    /// Ends it, with all that is on it.
+    pub(crate) fn cut(&self) {
+        self.peer.cut.notify_one();
+    }
+
     /// Whether it takes requests at all; one that does not finishes those that it has.
     pub(crate) fn is_usable(&self) -> bool {
         !self.peer.going_away.get() && !self.sender.borrow().is_closed()
@@ -126,12 +141,19 @@ pub(crate) async fn open(
     room: &Rc<Notify>,
 ) -> Result<Connection, DialError> {
     let to = via.endpoint.address;
-    let Dialled { stream, lease } = dialled;
     // A peer that vanished would go on being given requests. PING frames would tell, too, but gRPC's servers take more than one in
     // five minutes for abuse (grpc/doc/keepalive.md). Not worth failing for.
-    if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(limits::H2_UNACKNOWLEDGED_TIMEOUT)) {
+    if let Err(error) = SockRef::from(&dialled.stream).set_tcp_user_timeout(Some(limits::H2_UNACKNOWLEDGED_TIMEOUT)) {
         tracing::debug!(%error, "socket option could not be set");
     }
+    let (stream, lease, remote) = match via.transport {
+        Transport::Mutual { peer, credential } => {
+            let Secured { stream, lease, remote, .. } =
+                mutual::connect(worker, credential, peer, dialled, Alpn::H2).await?;
+            (stream, lease, Some(remote))
+        }
+        _ => (dialled.stream.into(), dialled.lease, None),
+    };
     let peer = Rc::<Peer>::default();
     let socket = Socket {
         stream,
@@ -154,8 +176,11 @@ pub(crate) async fn open(
         .map_err(|error| DialError::Unreachable { to, source: io::Error::other(error) })?;
     let ended = Rc::clone(&peer);
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(endpoint = %to, error = &error as &dyn std::error::Error, "upstream connection failed");
+        tokio::select! {
+            done = connection => if let Err(error) = done {
+                tracing::debug!(endpoint = %to, error = &error as &dyn std::error::Error, "upstream connection failed");
+            },
+            () = ended.cut.notified() => tracing::debug!(endpoint = %to, "upstream connection ends with a certificate"),
         }
         ended.ended();
     });
@@ -165,6 +190,7 @@ pub(crate) async fn open(
                 sender: RefCell::new(sender),
                 endpoint: via.endpoint.clone(),
                 cell: via.cell.cloned(),
+                remote,
                 peer,
                 streams: Cell::new(0),
                 idle_since: Cell::new(Instant::now()),
@@ -209,6 +235,8 @@ struct Peer {
     streams_max: Cell<usize>,
     /// It has sent GOAWAY.
     going_away: Cell<bool>,
+    /// Told when the connection is to end at once.
+    cut: Notify,
 }
 
 impl Default for Peer {
@@ -218,6 +246,7 @@ impl Default for Peer {
             changed: Notify::new(),
             streams_max: Cell::new(usize::MAX),
             going_away: Cell::new(false),
+            cut: Notify::new(),
         }
     }
 }
@@ -264,7 +293,7 @@ const SETTINGS_MAX_CONCURRENT_STREAMS: u16 = 3;
 
 /// The socket as hyper's client sees it.
 struct Socket {
-    stream: TcpStream,
+    stream: stream::Stream,
     peer: Rc<Peer>,
     incoming: Frames,
     outgoing: Frames,

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use weft_policy::{
     endpoints::Endpoint,
     matcher::RequestHead,
-    plan::{Destination, OutboundPlan},
+    plan::{AppProtocol, Destination, OutboundPlan},
     split::Split,
 };
 
@@ -21,6 +21,7 @@ use crate::{
         body::{ResponseBody, Source},
         canonical, grpc, hop,
         link::{Link, Record},
+        marks,
         scan::Fault,
         upstream,
     },
@@ -37,8 +38,10 @@ pub(crate) async fn exchange(
     let link = Rc::clone(&record.link);
     record.grpc = grpc::is_grpc(request.headers());
     let wants_body = request.method() != Method::HEAD;
+    // Before it is taken out with all that a client must not set.
+    let http2 = link.remote().map(|_| marks::is_http2(request.headers()));
     let outcome = match canonical::check(&mut request, fault) {
-        Ok(target) => forward(&link, target, request, &mut record).await,
+        Ok(target) => forward(&link, target, request, http2, &mut record).await,
         Err(reply) => {
             if reply.reason == Reason::TargetTooLong {
                 link.worker.metrics.reached(Limit::TargetBytes);
@@ -94,9 +97,18 @@ async fn forward(
     link: &Rc<Link>,
     target: canonical::Target,
     request: Request<Incoming>,
+    inbound: Option<bool>,
     record: &mut Record,
 ) -> Result<(response::Parts, Source), LocalReply> {
-    let outgoing = prepare(link, target, request, record.grpc)?;
+    let mut outgoing = prepare(link, target, request, record.grpc)?;
+    if let (Some(http2), Some(remote)) = (inbound, link.remote()) {
+        marks::set_client_cert(&mut outgoing.parts.headers, &remote.client_cert);
+        record.cells = Some(link.cells(0, 0, (None, None)));
+        let workload = Some(link.pod.pod.id.clone());
+        let load = link.direct(Endpoint { address: link.flow.destination, workload, node: None });
+        let protocol = if http2 { AppProtocol::Http2 } else { AppProtocol::Http1 };
+        return upstream::send(record, Choice::Pod { load: &load, protocol }, outgoing).await;
+    }
     let destination = link.plan.borrow_mut().current().cloned();
     let load;
     let choice = match &destination {
@@ -133,7 +145,8 @@ fn prepare(
     request: Request<Incoming>,
     grpc: bool,
 ) -> Result<Outgoing, LocalReply> {
-    if target.removed > 0 {
+    // What other agents set is no client's.
+    if target.removed > 0 && link.remote().is_none() {
         link.worker.metrics.fields_removed.inc_by(target.removed);
     }
     let (mut parts, body) = request.into_parts();

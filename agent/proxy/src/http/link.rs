@@ -14,10 +14,11 @@ use crate::{
     balance::EndpointLoad,
     drain::Phase,
     early::Early,
-    flows::{Flow, FlowProtocol, bump},
+    flows::{Direction, Flow, FlowProtocol, bump},
     http::{body::Meter, upgrade::Upgrade, wire::Turn, wire2::Session},
     limits,
     metrics::{RequestCells, StatusClass},
+    mutual::Remote,
     worker::{Pod, Worker},
 };
 
@@ -90,7 +91,10 @@ impl Link {
             Downstream::Http2(_) => FlowProtocol::Http2,
         });
         let service = flow.service.borrow().as_ref().map(|(service, _)| service.clone());
-        flow.open(pod.cells.connections(flow.direction, service.as_ref(), None));
+        // One that came from elsewhere counts already.
+        if flow.direction == Direction::Outbound {
+            flow.open(pod.cells.connections(flow.direction, service.as_ref(), None));
+        }
         Self {
             worker,
             pod,
@@ -101,6 +105,11 @@ impl Link {
             direct: RefCell::default(),
             cells: RefCell::default(),
         }
+    }
+
+    /// Who the client is, if it is on another node.
+    pub(crate) fn remote(&self) -> Option<&Rc<Remote>> {
+        self.flow.remote.get()
     }
 
     /// The version that the client speaks.
@@ -176,7 +185,10 @@ impl Link {
         if let Some((_, _, known)) = cells.iter().find(|(of, index, _)| (*of, *index) == (split, backend)) {
             return Rc::clone(known);
         }
-        let found = self.pod.cells.requests(names.0, names.1);
+        // What comes from elsewhere counts under its client.
+        let client = self.flow.service.borrow();
+        let client = client.as_ref().filter(|_| self.flow.direction == Direction::Inbound).map(|(client, _)| client);
+        let found = self.pod.cells.requests(self.flow.direction, client.or(names.0), names.1);
         if cells.len() >= limits::METRIC_CELLS_PER_CONNECTION_MAX {
             cells.clear();
         }
@@ -227,7 +239,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let cells = self.cells.take().unwrap_or_else(|| self.link.pod.cells.requests(self.service.as_ref(), None));
+        let cells = self.cells.take().unwrap_or_else(|| self.link.cells(0, 0, (self.service.as_ref(), None)));
         let class = self.status.map_or(StatusClass::Canceled, StatusClass::Of);
         let request_bytes = self.meter.request_bytes.get() - self.request_bytes_before;
         cells.record(class, self.started.elapsed(), request_bytes, self.response_bytes);

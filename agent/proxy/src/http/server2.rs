@@ -11,11 +11,9 @@ use std::{
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::Service};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use weft_policy::snapshot::PlanHandle;
 
 use crate::{
-    dial,
     drain::Phase,
     early::Early,
     flows::{Flow, FlowEntry},
@@ -28,6 +26,7 @@ use crate::{
     },
     limits,
     metrics::Limit,
+    stream::Stream,
     tcp,
     worker::{Pod, Worker},
 };
@@ -97,7 +96,7 @@ pub(crate) async fn serve(
     worker: Rc<Worker>,
     pod: Rc<Pod>,
     entry: FlowEntry,
-    stream: TcpStream,
+    stream: Stream,
     plan: PlanHandle,
     early: Option<Early>,
 ) {
@@ -146,7 +145,7 @@ async fn drive(flow: &Flow, session: &Session, connection: &mut Connection) -> O
     }
 }
 
-async fn end(worker: &Worker, session: &Session, outcome: Outcome, stream: TcpStream, entry: FlowEntry) {
+async fn end(worker: &Worker, session: &Session, outcome: Outcome, stream: Stream, entry: FlowEntry) {
     let peer = entry.flow.peer;
     // All is said, or nobody listens: what is left is to be polite, and no drain waits for that.
     drop(entry);
@@ -165,7 +164,7 @@ async fn end(worker: &Worker, session: &Session, outcome: Outcome, stream: TcpSt
         }
         Outcome::Told(Phase::Cut) if session.owed() => {
             metrics.resets.inc();
-            dial::reset(stream);
+            stream.reset();
         }
         Outcome::Told(Phase::TimedOut) => match session.waiting() {
             Waiting::Request => {
@@ -178,7 +177,7 @@ async fn end(worker: &Worker, session: &Session, outcome: Outcome, stream: TcpSt
             }
             Waiting::Window | Waiting::Answer => {
                 metrics.reached(Limit::H2Stall);
-                dial::reset(stream);
+                stream.reset();
             }
         },
         Outcome::Told(_) => say(worker, session, stream, code::NO_ERROR, "draining").await,
@@ -186,7 +185,7 @@ async fn end(worker: &Worker, session: &Session, outcome: Outcome, stream: TcpSt
 }
 
 /// Ends the connection with a GOAWAY of our own, if one can still be said.
-async fn say(worker: &Worker, session: &Session, stream: TcpStream, code: u32, words: &str) {
+async fn say(worker: &Worker, session: &Session, stream: Stream, code: u32, words: &str) {
     if let Some(word) = session.last_word(code, words) {
         tcp::say(stream, &word, &worker.scratch).await;
     } else {

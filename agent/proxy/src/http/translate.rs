@@ -14,7 +14,9 @@ use crate::reply::{LocalReply, Reason};
 pub(crate) fn to_http1<B: Body>(parts: &mut request::Parts, body: &B) {
     parts.version = Version::HTTP_11;
     let sized = body.is_end_stream() || body.size_hint().exact().is_some();
-    if !sized {
+    if sized {
+        parts.headers.remove(TRANSFER_ENCODING);
+    } else {
         // Said explicitly, because hyper sends no body with a GET otherwise.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -37,6 +39,8 @@ pub(crate) fn to_http2(parts: &mut request::Parts, (scheme, authority): (Scheme,
     headers.remove(HOST);
     headers.remove(CONNECTION);
     headers.remove(UPGRADE);
+    // There if it was to be sent in HTTP/1 before.
+    headers.remove(TRANSFER_ENCODING);
     // Nothing waits for an answer to it: HTTP/2 lets a server refuse a body at any time (RFC 9113 8.1).
     headers.remove(EXPECT);
     let mut target = uri::Parts::default();

@@ -33,7 +33,7 @@ pub(crate) async fn run(upgrade: Upgrade, downstream: TcpStream, early: Bytes, f
         return End::Reset;
     };
     bump(&flow.bytes_received, read.len());
-    let end = tcp::splice(Side { stream: downstream, early }, Side { stream, early: read }, flow, scratch).await;
+    let end = tcp::splice(Side::new(downstream, early), Side::new(stream, read), flow, scratch).await;
     drop((lease, upgrade.in_flight));
     end
 }

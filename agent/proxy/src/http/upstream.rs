@@ -4,18 +4,22 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, response};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, header, request, response,
+    uri::{Authority, Scheme},
+};
 use http_body::Body;
 use hyper::{body::Incoming, client::conn::TrySendError, ext::ReasonPhrase};
 use tokio::sync::Notify;
 use weft_policy::{
     endpoints::{Endpoint, EndpointCell},
     matcher::RequestHead,
+    names::ServiceKey,
     plan::AppProtocol,
 };
 
 use crate::{
-    access::{self, Asked, Asks, Passage},
+    access::{Asked, Asks, Passage},
     balance::{EndpointLoad, InFlight},
     choose::Choice,
     dial::{DialError, Dialled},
@@ -27,14 +31,15 @@ use crate::{
         exchange::Outgoing,
         hop,
         link::{Downstream, Link, Record},
-        translate,
+        marks, translate,
         upgrade::Upgrade,
     },
     limits,
     metrics::Limit,
-    pool::{Dialling, Found},
+    pool::{Dialling, Found, Key},
     reply::{LocalReply, Reason},
     tcp,
+    transport::Transport,
     worker::{Pod, Worker},
 };
 
@@ -44,16 +49,116 @@ pub(crate) async fn send(
     choice: Choice<'_>,
     outgoing: Outgoing,
 ) -> Result<(response::Parts, Source), LocalReply> {
+    let link = &record.link;
     let http2 = match choice.protocol() {
         AppProtocol::Http1 => false,
         AppProtocol::Http2 => true,
-        _ => record.link.is_http2(),
+        _ => link.is_http2(),
     };
-    if http2 {
-        // Boxed, so that a request of HTTP/1 does not hold room for it.
-        Box::pin(send2(record, choice, outgoing)).await
-    } else {
-        send1(record, choice, outgoing).await
+    let mut unsent = Unsent::new(outgoing, http2);
+    if http2 && unsent.upgrade {
+        return Err(LocalReply::new(
+            Reason::UpgradeOverHttp2,
+            "the port is declared to speak HTTP/2, and only HTTP/1.1 can be upgraded",
+        ));
+    }
+    // What comes from another node was asked there, where it is known what its client speaks.
+    if unsent.grpc && !http2 && link.is_http2() && link.remote().is_none() {
+        return Err(LocalReply::new(
+            Reason::GrpcOverHttp1,
+            "gRPC needs HTTP/2, and the port is declared to speak HTTP/1.1",
+        ));
+    }
+    let mut tries = Tries::default();
+    loop {
+        let (load, in_flight, early) = next(link, &choice, &tries, link.take_early())?;
+        let transport = match authorize(link, &load.endpoint, unsent.head())? {
+            Some(transport) => transport,
+            None => link.worker.transport(&link.pod.pod, &load.endpoint, choice.namespace()).await?,
+        };
+        let dialled = early.filter(|(_, mutual)| *mutual == transport.is_mutual()).map(|(dialled, _)| dialled);
+        let target = Target { choice: &choice, endpoint: &load.endpoint, transport: &transport };
+        let sent = if http2 || transport.is_mutual() {
+            // Boxed, so that a request of HTTP/1 does not hold room for it.
+            Box::pin(attempt2(record, target, unsent, dialled, in_flight, &mut tries)).await
+        } else {
+            attempt1(record, target, unsent, dialled, in_flight, &mut tries).await
+        };
+        match sent? {
+            Sent::Answered(parts, source) => return Ok((*parts, source)),
+            Sent::Not(again) => unsent = again,
+        }
+    }
+}
+
+/// A request that nobody has looked at.
+struct Unsent {
+    parts: request::Parts,
+    body: Content,
+    origin: Option<(Scheme, Authority)>,
+    upgrade: bool,
+    expects: bool,
+    grpc: bool,
+    /// What the application speaks.
+    http2: bool,
+}
+
+/// A request's body before it is sent.
+enum Content {
+    None,
+    Whole(Incoming),
+    /// As it was given back, with its gate.
+    Made(RequestBody, Option<Arc<Gate>>),
+    Lent(Rc<Loan>),
+}
+
+impl Unsent {
+    fn new(outgoing: Outgoing, http2: bool) -> Self {
+        let Outgoing { parts, body, origin, upgrade, expects, grpc } = outgoing;
+        Self { parts, body: Content::Whole(body), origin, upgrade, expects, grpc, http2 }
+    }
+
+    fn head(&self) -> RequestHead<'_> {
+        RequestHead { method: &self.parts.method, path: self.parts.uri.path(), headers: &self.parts.headers }
+    }
+}
+
+/// What came of an attempt.
+enum Sent {
+    Answered(Box<response::Parts>, Source),
+    /// Nothing of it was looked at, and there may be another way.
+    Not(Unsent),
+}
+
+/// Where an attempt goes.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    choice: &'a Choice<'a>,
+    endpoint: &'a Endpoint,
+    transport: &'a Transport,
+}
+
+impl<'a> Target<'a> {
+    fn via(self, link: &'a Link) -> Via<'a> {
+        Via { pod: &link.pod.pod, endpoint: self.endpoint, cell: self.choice.cell(), transport: self.transport }
+    }
+
+    /// Counts a connection that was made.
+    fn reached(self, link: &Link) {
+        if link.remote().is_none() {
+            link.pod.cells.reached(self.service(), self.transport.encryption());
+        }
+    }
+
+    fn service(self) -> Option<&'a ServiceKey> {
+        self.choice.backend().map(|backend| &backend.service)
+    }
+
+    fn chosen(self, link: &Link) {
+        link.flow.chose(self.service(), self.endpoint.address);
+        if link.remote().is_none() {
+            link.flow.encryption.set(Some(self.transport.encryption()));
+        }
     }
 }
 
@@ -66,13 +171,14 @@ struct Tries {
     stale: usize,
 }
 
-type Next = (Rc<EndpointLoad>, InFlight, Option<Dialled>);
+/// An endpoint, and what was dialled early: for mutual TLS or not.
+type Next = (Rc<EndpointLoad>, InFlight, Option<(Dialled, bool)>);
 
 /// The endpoint to try next: the one that was dialled early, with its connection; or another one.
 fn next(link: &Link, choice: &Choice<'_>, tries: &Tries, early: Option<Early>) -> Result<Next, LocalReply> {
     let wanted = |load: &EndpointLoad| choice.cell().is_none_or(|cell| cell.load().ready.contains(&load.endpoint));
-    if let Some(Early { load, in_flight, dialled, .. }) = early.filter(|early| wanted(&early.load)) {
-        return Ok((load, in_flight, Some(dialled)));
+    if let Some(Early { load, in_flight, line, .. }) = early.filter(|early| wanted(&early.load)) {
+        return Ok((load, in_flight, line.unsaid()));
     }
     let next = choice.next(&link.worker, link.flow.destination, &tries.tried);
     let load = next.ok_or_else(|| choice.exhausted(tries.failure.as_deref()))?;
@@ -82,17 +188,11 @@ fn next(link: &Link, choice: &Choice<'_>, tries: &Tries, early: Option<Early>) -
 
 impl Tries {
     /// Notes that an endpoint cannot be reached; an error if no other one is to be tried.
-    fn failed(
-        &mut self,
-        link: &Link,
-        choice: &Choice<'_>,
-        at: SocketAddr,
-        failure: Rc<DialError>,
-    ) -> Result<(), LocalReply> {
-        self.tried.push(at);
+    fn failed(&mut self, link: &Link, target: Target<'_>, failure: Rc<DialError>) -> Result<(), LocalReply> {
+        self.tried.push(target.endpoint.address);
         if !failure.retryable() || self.tried.len() >= limits::CONNECT_TRIES_MAX {
             link.worker.metrics.reached(Limit::ConnectTries);
-            return Err(choice.exhausted(Some(&failure)));
+            return Err(target.choice.exhausted(Some(&failure)));
         }
         self.failure = Some(failure);
         Ok(())
@@ -104,72 +204,77 @@ enum Failed {
     Dial(Rc<DialError>),
 }
 
-impl From<DialError> for Failed {
-    fn from(error: DialError) -> Self {
-        Self::Dial(Rc::new(error))
+impl From<LocalReply> for Failed {
+    fn from(reply: LocalReply) -> Self {
+        Self::Reply(reply)
     }
 }
 
-/// The inbound step for one request, where it is this agent's to take; tells whether it is. Whatever connection is to carry it.
-fn authorize(link: &Link, endpoint: &Endpoint, head: RequestHead<'_>) -> Result<bool, Failed> {
-    let admitted = link.worker.admit(&link.pod.pod, endpoint, Asks::Request(head));
-    admitted.map(|admitted| admitted.is_some()).map_err(|denial| Failed::Reply(LocalReply::denied(denial)))
+/// The inbound step for one request, where it is this agent's to take: gives how the endpoint is reached then. Whatever connection is to
+/// carry it.
+fn authorize(link: &Link, endpoint: &Endpoint, head: RequestHead<'_>) -> Result<Option<Transport>, LocalReply> {
+    let (worker, pod, asks) = (&link.worker, &link.pod.pod, Asks::Request(head));
+    if let Some(remote) = link.remote() {
+        worker.admit_remote(remote, pod, endpoint.address, asks).map_err(LocalReply::denied)?;
+        return Ok(Some(Transport::Application { client: link.flow.peer }));
+    }
+    let admitted = worker.admit(pod, endpoint, asks).map_err(LocalReply::denied)?;
+    Ok(admitted.map(|_| Transport::Plain { captured: true }))
 }
 
-async fn send1(
+async fn attempt1(
     record: &Record,
-    choice: Choice<'_>,
-    outgoing: Outgoing,
-) -> Result<(response::Parts, Source), LocalReply> {
+    target: Target<'_>,
+    unsent: Unsent,
+    dialled: Option<Dialled>,
+    in_flight: InFlight,
+    tries: &mut Tries,
+) -> Result<Sent, LocalReply> {
     let link = &record.link;
-    let upgrade = outgoing.upgrade;
-    let (mut request, gate) = assemble1(record, outgoing)?;
-    // Once it is upgraded nobody asks for it any more but the worker's tick.
-    let mut asked = upgrade.then(|| Asked::keep(&request));
-    let mut tries = Tries::default();
-    loop {
-        let (load, in_flight, dialled) = next(link, &choice, &tries, link.take_early())?;
-        let (mut upstream, pooled) =
-            match take(link, &choice, &load.endpoint, dialled, tries.stale, access::head(&request)).await {
-                Ok(found) => found,
-                Err(Failed::Reply(reply)) => return Err(reply),
-                Err(Failed::Dial(error)) => {
-                    tries.failed(link, &choice, load.endpoint.address, error)?;
-                    continue;
-                }
-            };
-        link.flow.chose(choice.backend().map(|backend| &backend.service), load.endpoint.address);
-        upstream.set_upgrading(upgrade);
-        match upstream.send(request).await {
-            Ok(response) => return answer1(link, response, upstream, in_flight, asked.take(), gate),
-            Err(mut error) => match error.take_message() {
-                // Not a byte of it was sent.
-                Some(unsent) if pooled => {
-                    request = unsent;
-                    tries.stale += 1;
-                }
-                Some(unsent) => {
-                    request = unsent;
-                    let to = load.endpoint.address;
-                    tries.failed(link, &choice, to, Rc::new(DialError::Refused { to }))?;
-                }
-                None => return Err(broken(&load.endpoint, &error.into_error())),
-            },
+    let (mut upstream, pooled) = match take(link, target, dialled, tries.stale).await {
+        Ok(found) => found,
+        Err(error) => {
+            tries.failed(link, target, Rc::new(error))?;
+            return Ok(Sent::Not(unsent));
         }
+    };
+    target.chosen(link);
+    let Unsent { parts, body, origin, upgrade, expects, grpc, http2 } = unsent;
+    let (request, gate) = assemble1(record, parts, body, expects);
+    // Once it is upgraded nobody asks for it any more but the worker's tick.
+    let asked = upgrade.then(|| Asked::keep(&request));
+    upstream.set_upgrading(upgrade);
+    match upstream.send(request).await {
+        Ok(response) => {
+            let (parts, source) = answer1(link, response, upstream, in_flight, asked, gate)?;
+            Ok(Sent::Answered(Box::new(parts), source))
+        }
+        Err(mut error) => match error.take_message() {
+            // Not a byte of it was sent.
+            Some(request) => {
+                if pooled {
+                    tries.stale += 1;
+                } else {
+                    let to = target.endpoint.address;
+                    tries.failed(link, target, Rc::new(DialError::Refused { to }))?;
+                }
+                let (parts, body) = request.into_parts();
+                let body = Content::Made(body, gate);
+                Ok(Sent::Not(Unsent { parts, body, origin, upgrade, expects, grpc, http2 }))
+            }
+            None => Err(broken(target.endpoint, &error.into_error())),
+        },
     }
 }
 
 /// The connection that was dialled early, one from the pool, or a new one; and whether it may have closed meanwhile.
 async fn take(
-    link: &Rc<Link>,
-    choice: &Choice<'_>,
-    endpoint: &Endpoint,
+    link: &Link,
+    target: Target<'_>,
     dialled: Option<Dialled>,
     stale: usize,
-    head: RequestHead<'_>,
-) -> Result<(Upstream, bool), Failed> {
-    let captured = authorize(link, endpoint, head)?;
-    let via = Via { source: &link.pod.pod, endpoint, cell: choice.cell(), captured };
+) -> Result<(Upstream, bool), DialError> {
+    let via = target.via(link);
     if let Some(dialled) = dialled {
         let upstream = client::adopt(via, dialled).await?;
         if upstream.is_quiet() {
@@ -177,11 +282,13 @@ async fn take(
         }
     }
     if stale < limits::POOL_STALE_MAX
-        && let Some(upstream) = link.pod.pool.checkout(endpoint)
+        && let Some(upstream) = link.pod.pool.checkout(&Key::new(target.endpoint, target.transport))
     {
         return Ok((upstream, true));
     }
-    Ok((client::connect(&link.worker, via).await?, false))
+    let upstream = client::connect(&link.worker, via).await?;
+    target.reached(link);
+    Ok((upstream, false))
 }
 
 /// What a connection is for once an endpoint has upgraded it.
@@ -191,22 +298,24 @@ fn passage(endpoint: &Endpoint, asked: Option<Box<Asked>>) -> Option<Box<Passage
 
 type Assembled = (Request<RequestBody>, Option<Arc<Gate>>);
 
-fn assemble1(record: &Record, outgoing: Outgoing) -> Result<Assembled, LocalReply> {
-    let Outgoing { mut parts, body, expects, grpc, .. } = outgoing;
-    if grpc && record.link.is_http2() {
-        return Err(LocalReply::new(
-            Reason::GrpcOverHttp1,
-            "gRPC needs HTTP/2, and the port is declared to speak HTTP/1.1",
-        ));
-    }
+fn assemble1(record: &Record, mut parts: request::Parts, body: Content, expects: bool) -> Assembled {
+    let meter = || Rc::clone(&record.meter);
+    let body = match body {
+        Content::Made(body, gate) => {
+            translate::to_http1(&mut parts, &body);
+            return (Request::from_parts(parts, body), gate);
+        }
+        Content::Whole(body) => RequestBody::new(body, meter()),
+        Content::Lent(loan) => RequestBody::lent(&loan, meter()),
+        Content::None => RequestBody::empty(meter()),
+    };
     translate::to_http1(&mut parts, &body);
-    let mut body = RequestBody::new(body, Rc::clone(&record.meter));
     if !expects {
-        return Ok((Request::from_parts(parts, body), None));
+        return (Request::from_parts(parts, body), None);
     }
     let worker = &record.link.worker;
     let gate = Arc::new(Gate::default());
-    body = body.behind(Arc::clone(&gate), worker.config.continue_timeout, Arc::clone(&worker.metrics));
+    let body = body.behind(Arc::clone(&gate), worker.config.continue_timeout, Arc::clone(&worker.metrics));
     let mut request = Request::from_parts(parts, body);
     let opened = Arc::clone(&gate);
     // Other interim responses end here: hyper's server cannot send them.
@@ -215,63 +324,71 @@ fn assemble1(record: &Record, outgoing: Outgoing) -> Result<Assembled, LocalRepl
             opened.open();
         }
     });
-    Ok((request, Some(gate)))
+    (request, Some(gate))
 }
 
-async fn send2(
+async fn attempt2(
     record: &Record,
-    choice: Choice<'_>,
-    outgoing: Outgoing,
-) -> Result<(response::Parts, Source), LocalReply> {
+    target: Target<'_>,
+    mut unsent: Unsent,
+    dialled: Option<Dialled>,
+    in_flight: InFlight,
+    tries: &mut Tries,
+) -> Result<Sent, LocalReply> {
     let link = &record.link;
-    let Outgoing { parts, body, origin, upgrade, .. } = outgoing;
-    if upgrade {
-        return Err(LocalReply::new(
-            Reason::UpgradeOverHttp2,
-            "the port is declared to speak HTTP/2, and only HTTP/1.1 can be upgraded",
-        ));
-    }
-    let origin = translate::origin(&parts.headers, origin)?;
-    let loan = (!body.is_end_stream()).then(|| Loan::new(body));
-    let mut tries = Tries::default();
-    loop {
-        let (load, in_flight, dialled) = next(link, &choice, &tries, link.take_early())?;
-        let head = RequestHead { method: &parts.method, path: parts.uri.path(), headers: &parts.headers };
-        let stream = match join(link, &choice, &load.endpoint, dialled, head).await {
-            Ok(stream) => stream,
-            Err(Failed::Reply(reply)) => return Err(reply),
-            Err(Failed::Dial(error)) => {
-                tries.failed(link, &choice, load.endpoint.address, error)?;
-                continue;
-            }
-        };
-        link.flow.chose(choice.backend().map(|backend| &backend.service), load.endpoint.address);
-        let meter = Rc::clone(&record.meter);
-        let body = loan
-            .as_ref()
-            .map_or_else(|| RequestBody::empty(Rc::clone(&meter)), |loan| RequestBody::lent(loan, meter.clone()));
+    let origin = translate::origin(&unsent.parts.headers, unsent.origin.clone())?;
+    let stream = match join(link, target, dialled, unsent.head()).await {
+        Ok(stream) => stream,
+        Err(Failed::Reply(reply)) => return Err(reply),
+        Err(Failed::Dial(error)) => {
+            tries.failed(link, target, error)?;
+            return Ok(Sent::Not(unsent));
+        }
+    };
+    target.chosen(link);
+    if let Content::Whole(body) = unsent.body {
         // hyper does not give it back when the server says that it never looked at it.
-        // What was asked for has its `Host` still: policy may look at it.
-        let mut parts = parts.clone();
-        translate::to_http2(&mut parts, origin.clone())?;
-        let request = Request::from_parts(parts, body);
-        match stream.send(request).await {
-            Ok(response) => {
-                if let Some(loan) = &loan {
-                    loan.forget();
-                }
-                return answer2(response, stream, in_flight);
+        unsent.body = if body.is_end_stream() { Content::None } else { Content::Lent(Loan::new(body)) };
+    }
+    let meter = || Rc::clone(&record.meter);
+    let mut loan = None;
+    let body = match std::mem::replace(&mut unsent.body, Content::None) {
+        Content::None => RequestBody::empty(meter()),
+        Content::Lent(lent) => RequestBody::lent(loan.insert(lent), meter()),
+        Content::Whole(body) => RequestBody::new(body, meter()),
+        Content::Made(body, gate) => {
+            if let Some(gate) = gate {
+                gate.open();
             }
-            Err(error) => {
-                let again = is_unprocessed(&error) && loan.as_ref().is_none_or(|loan| loan.is_whole());
-                tries.stale += 1;
-                if !again || tries.stale > limits::POOL_STALE_MAX {
-                    if again {
-                        link.worker.metrics.reached(Limit::H2Refused);
-                    }
-                    return Err(broken(&load.endpoint, error.error()));
-                }
+            body
+        }
+    };
+    let whole = loan.is_some() || body.is_end_stream();
+    // What was asked for has its `Host` still: policy may look at it.
+    let mut parts = unsent.parts.clone();
+    translate::to_http2(&mut parts, origin)?;
+    if target.transport.is_mutual() {
+        marks::set_version(&mut parts.headers, unsent.http2);
+    }
+    match stream.send(Request::from_parts(parts, body)).await {
+        Ok(response) => {
+            if let Some(loan) = &loan {
+                loan.forget();
             }
+            let (parts, source) = answer2(response, stream, in_flight)?;
+            Ok(Sent::Answered(Box::new(parts), source))
+        }
+        Err(error) => {
+            let again = whole && is_unprocessed(&error) && loan.as_ref().is_none_or(|loan| loan.is_whole());
+            tries.stale += 1;
+            if !again || tries.stale > limits::POOL_STALE_MAX {
+                if again {
+                    link.worker.metrics.reached(Limit::H2Refused);
+                }
+                return Err(broken(target.endpoint, error.error()));
+            }
+            unsent.body = loan.map_or(Content::None, Content::Lent);
+            Ok(Sent::Not(unsent))
         }
     }
 }
@@ -293,19 +410,19 @@ fn reset_by(error: &hyper::Error) -> Option<&h2::Error> {
 /// A place on a connection, of which one is made for everybody who waits.
 async fn join(
     link: &Rc<Link>,
-    choice: &Choice<'_>,
-    endpoint: &Endpoint,
+    target: Target<'_>,
     mut dialled: Option<Dialled>,
     head: RequestHead<'_>,
 ) -> Result<Stream, Failed> {
     let worker = &link.worker;
+    let key = Key::new(target.endpoint, target.transport);
     loop {
-        // After each wait again.
-        let captured = authorize(link, endpoint, head)?;
-        let room = match link.pod.pool.stream(endpoint) {
+        let room = match link.pod.pool.stream(&key) {
             Found::Stream(stream) => return Ok(stream),
             Found::Dialling(dialling) => {
                 dialling.over().await.map_err(Failed::Dial)?;
+                // After each wait again.
+                authorize(link, target.endpoint, head)?;
                 continue;
             }
             Found::Dial(dialling, room) => {
@@ -313,15 +430,20 @@ async fn join(
                 let dial = SharedDial {
                     worker: Rc::clone(worker),
                     pod: Rc::clone(&link.pod),
-                    endpoint: endpoint.clone(),
-                    cell: choice.cell().cloned(),
-                    captured,
+                    endpoint: target.endpoint.clone(),
+                    cell: target.choice.cell().cloned(),
+                    transport: target.transport.clone(),
                     dialling: Rc::clone(&dialling),
                     room,
                 };
                 // In a task of its own: whoever asked first may go away, and others wait.
+                let counted = dialled.is_some();
                 tokio::task::spawn_local(dial.run(dialled));
                 dialling.over().await.map_err(Failed::Dial)?;
+                if !counted {
+                    target.reached(link);
+                }
+                authorize(link, target.endpoint, head)?;
                 continue;
             }
             Found::Full(room) => room,
@@ -333,10 +455,11 @@ async fn join(
                 format_args!(
                     "{} connections to {} are full of requests",
                     limits::H2_CONNECTIONS_PER_KEY_MAX,
-                    endpoint.address
+                    target.endpoint.address
                 ),
             )));
         }
+        authorize(link, target.endpoint, head)?;
     }
 }
 
@@ -346,20 +469,20 @@ struct SharedDial {
     pod: Rc<Pod>,
     endpoint: Endpoint,
     cell: Option<Arc<EndpointCell>>,
-    captured: bool,
+    transport: Transport,
     dialling: Rc<Dialling>,
     room: Rc<Notify>,
 }
 
 impl SharedDial {
     async fn run(self, dialled: Option<Dialled>) {
-        let Self { worker, pod, endpoint, cell, captured, dialling, room } = self;
-        let via = Via { source: &pod.pod, endpoint: &endpoint, cell: cell.as_ref(), captured };
+        let Self { worker, pod, endpoint, cell, transport, dialling, room } = self;
+        let via = Via { pod: &pod.pod, endpoint: &endpoint, cell: cell.as_ref(), transport: &transport };
         let outcome = match dialled {
             Some(dialled) => client2::open(&worker, via, dialled, &room).await,
             None => client2::connect(&worker, via, &room).await,
         };
-        pod.pool.dialled(&endpoint, &dialling, outcome);
+        pod.pool.dialled(Key::new(&endpoint, &transport), &dialling, outcome);
     }
 }
 

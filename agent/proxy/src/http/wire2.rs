@@ -11,10 +11,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     config::ProxyConfig,
@@ -25,6 +22,7 @@ use crate::{
     },
     limits,
     metrics::{Limit, Metrics},
+    stream::Stream,
     tcp,
 };
 
@@ -83,7 +81,7 @@ pub(crate) struct Session {
     config: Arc<ProxyConfig>,
     metrics: Arc<Metrics>,
     /// The socket. hyper reads and writes it; from outside it is looked at, and taken when hyper is done.
-    stream: RefCell<Option<TcpStream>>,
+    stream: RefCell<Option<Stream>>,
     waiting: Cell<Waiting>,
     /// The client's first frame has come.
     begun: Cell<bool>,
@@ -107,7 +105,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(flow: Rc<Flow>, config: Arc<ProxyConfig>, metrics: Arc<Metrics>, stream: TcpStream) -> Self {
+    pub(crate) fn new(flow: Rc<Flow>, config: Arc<ProxyConfig>, metrics: Arc<Metrics>, stream: Stream) -> Self {
         flow.after(config.header_read_timeout);
         Self {
             flow,
@@ -129,13 +127,13 @@ impl Session {
     }
 
     /// Takes the socket; hyper must be done with it.
-    pub(crate) fn take_stream(&self) -> Option<TcpStream> {
+    pub(crate) fn take_stream(&self) -> Option<Stream> {
         self.stream.take()
     }
 
     /// Whether bytes have come that hyper does not know of yet.
     pub(crate) fn has_unread(&self) -> bool {
-        self.stream.borrow().as_ref().is_some_and(tcp::has_unread)
+        self.stream.borrow().as_ref().and_then(Stream::socket).is_some_and(tcp::has_unread)
     }
 
     pub(crate) fn waiting(&self) -> Waiting {
@@ -281,7 +279,7 @@ impl Session {
         self.metrics.reached(limit);
     }
 
-    fn with<T>(&self, act: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn with<T>(&self, act: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match &mut *self.stream.borrow_mut() {
             Some(stream) => act(Pin::new(stream)),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),

@@ -17,6 +17,9 @@ pub(crate) enum Limit {
     ContinueTimeout,
     TransparentPorts,
     TlsPorts,
+    TlsHandshake,
+    TlsHandshakes,
+    CredentialWait,
     Commands,
     DetectTimeout,
     LearntWait,
@@ -36,7 +39,7 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 30] = [
+    pub(super) const ALL: [Self; 33] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -51,6 +54,9 @@ impl Limit {
         Self::ContinueTimeout,
         Self::TransparentPorts,
         Self::TlsPorts,
+        Self::TlsHandshake,
+        Self::TlsHandshakes,
+        Self::CredentialWait,
         Self::Commands,
         Self::DetectTimeout,
         Self::LearntWait,
@@ -85,6 +91,9 @@ impl Limit {
             Self::ContinueTimeout => "continue_timeout",
             Self::TransparentPorts => "transparent_ports",
             Self::TlsPorts => "tls_ports",
+            Self::TlsHandshake => "tls_handshake",
+            Self::TlsHandshakes => "tls_handshakes",
+            Self::CredentialWait => "credential_wait",
             Self::Commands => "worker_commands",
             Self::DetectTimeout => "detect_timeout",
             Self::LearntWait => "learnt_wait",

@@ -5,13 +5,17 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use prometheus::Registry;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::mpsc,
+};
+use weft_identity::Credentials;
 use weft_policy::{
     endpoints::{Endpoint, EndpointCell, EndpointSet},
     inbound::InboundPlan,
@@ -58,6 +62,21 @@ pub(crate) struct Capture {
     pub(crate) hang: Mutex<()>,
     /// Fails every dial to these before it begins.
     pub(crate) no_socket: Mutex<HashSet<SocketAddr>>,
+    /// Whether clients come from ports that are for mutual TLS.
+    pub(crate) tls_ports: AtomicBool,
+    /// Where applications get what is dialled for a client elsewhere. A pod's listener holds their address, so each of these connections
+    /// has a listener of its own, for the moment in which it is made.
+    pub(crate) applications: Mutex<Option<mpsc::UnboundedSender<std::net::TcpStream>>>,
+    listening: Mutex<HashMap<SocketAddr, std::net::TcpListener>>,
+}
+
+/// A listener whose address others may have too.
+pub(crate) fn shared_listener(at: SocketAddr) -> std::net::TcpListener {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&at.into()).unwrap();
+    socket.listen(64).unwrap();
+    socket.into()
 }
 
 struct Held(Arc<AtomicUsize>);
@@ -81,12 +100,25 @@ impl SocketFactory for Capture {
         let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)
             .map_err(kernel("open"))?;
         socket.set_nonblocking(true).map_err(kernel("unblock"))?;
+        if let Dial::Inbound { to, .. } = dial
+            && self.applications.lock().unwrap().is_some()
+        {
+            self.listening.lock().unwrap().insert(*to, shared_listener(*to));
+        }
         self.leases.fetch_add(1, Ordering::SeqCst);
         Ok(DialSocket { socket, lease: Lease(Some(Box::new(Held(Arc::clone(&self.leases))))) })
     }
 
-    fn started(&self, _socket: &DialSocket, _dial: &Dial<'_>) -> Result<(), SocketError> {
+    fn started(&self, _socket: &DialSocket, dial: &Dial<'_>) -> Result<(), SocketError> {
         self.started.fetch_add(1, Ordering::SeqCst);
+        if let Dial::Inbound { to, .. } = dial
+            && let Some(listener) = self.listening.lock().unwrap().remove(to)
+            && let Some(applications) = &*self.applications.lock().unwrap()
+        {
+            let (application, _) = listener.accept().unwrap();
+            // A test that has ended takes none.
+            let _ = applications.send(application);
+        }
         Ok(())
     }
 
@@ -95,7 +127,7 @@ impl SocketFactory for Capture {
     }
 
     fn is_tls_port(&self, _port: u16) -> bool {
-        false
+        self.tls_ports.load(Ordering::SeqCst)
     }
 }
 
@@ -184,10 +216,17 @@ impl Mesh {
 
     /// With one worker unless the test says otherwise, so that shares are exact.
     pub(crate) fn with(config: &ProxyConfig) -> Self {
+        Self::secured(config, None)
+    }
+
+    /// With certificates.
+    pub(crate) fn secured(config: &ProxyConfig, credentials: Option<Arc<dyn Credentials>>) -> Self {
         let config = ProxyConfig { workers: config.workers.or(Some(1)), ..config.clone() };
         let (capture, snapshots, registry) =
             (Arc::<Capture>::default(), Arc::<SnapshotCell>::default(), Registry::new());
-        let proxy = Proxy::start(&config, Arc::clone(&snapshots), capture.clone(), capture.clone(), &registry).unwrap();
+        let proxy =
+            Proxy::start(&config, Arc::clone(&snapshots), capture.clone(), capture.clone(), credentials, &registry)
+                .unwrap();
         let mesh = Self {
             proxy: Some(proxy),
             capture,

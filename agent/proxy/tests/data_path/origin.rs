@@ -14,7 +14,10 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 
 use crate::{mesh::soon, wire::Wire};
 
@@ -53,6 +56,24 @@ pub(crate) struct Named {
 }
 
 impl Named {
+    /// One that is given its connections.
+    pub(crate) fn given(name: &'static str, mut connections: mpsc::UnboundedReceiver<std::net::TcpStream>) -> Self {
+        let named = Self {
+            address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            connections: Arc::default(),
+            requests: Arc::default(),
+        };
+        let running = named.clone();
+        tokio::spawn(async move {
+            while let Some(stream) = connections.recv().await {
+                running.connections.fetch_add(1, Ordering::SeqCst);
+                stream.set_nonblocking(true).unwrap();
+                tokio::spawn(running.clone().serve(TcpStream::from_std(stream).unwrap(), name));
+            }
+        });
+        named
+    }
+
     pub(crate) async fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let named =

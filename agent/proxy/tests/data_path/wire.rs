@@ -60,6 +60,17 @@ impl Wire {
         soon(self.stream.write_all(bytes.as_ref())).await.unwrap();
     }
 
+    /// Whether the other side still takes something.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        soon(self.stream.write_all(bytes)).await.is_ok()
+    }
+
+    /// Everything up to the end of the stream, or to its reset.
+    pub(crate) async fn so_far(&mut self) -> Vec<u8> {
+        while soon(self.stream.read_buf(&mut self.read)).await.is_ok_and(|read| read > 0) {}
+        std::mem::take(&mut self.read)
+    }
+
     /// Reads more; false at the end of the stream.
     pub(crate) async fn more(&mut self) -> bool {
         soon(self.stream.read_buf(&mut self.read)).await.unwrap() > 0

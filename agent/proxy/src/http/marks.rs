@@ -1,0 +1,24 @@
+//! What agents tell each other about a request, beside the request itself. Only what came with a proved identity is read, and it never
+//! reaches an application.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The version of HTTP that the application is to be spoken to in: a client's own, unless its port says otherwise.
+const VERSION: HeaderName = HeaderName::from_static("weft-http-version");
+/// Who the client is, for applications (Envoy's `x-forwarded-client-cert`).
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Says which version the application speaks.
+pub(crate) fn set_version(headers: &mut HeaderMap, http2: bool) {
+    headers.insert(VERSION, HeaderValue::from_static(if http2 { "2" } else { "1" }));
+}
+
+/// Whether the application is to be spoken to in HTTP/2. Without a word it is what the agents speak.
+pub(crate) fn is_http2(headers: &HeaderMap) -> bool {
+    headers.get(VERSION).is_none_or(|version| version != "1")
+}
+
+/// Tells the application who its client is.
+pub(crate) fn set_client_cert(headers: &mut HeaderMap, client: &HeaderValue) {
+    headers.insert(CLIENT_CERT, client.clone());
+}
