@@ -18,7 +18,7 @@ use tokio::{
     sync::{Notify, mpsc},
     task::JoinHandle,
 };
-use weft_identity::authority::Profile;
+use weft_identity::{Credentials, authority::Profile};
 use weft_policy::{inbound::Stance, snapshot::SnapshotCell};
 use weft_proxy::{config::ProxyConfig, proxy::Proxy};
 
@@ -164,7 +164,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let sockets = capture.sockets();
     let snapshots = Arc::new(SnapshotCell::default());
     let proxy_config = ProxyConfig { workers: args.workers.map(usize::from), ..ProxyConfig::default() };
-    let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, None, &registry)?;
+    let credentials = store.clone().map(|store| store as Arc<dyn Credentials>);
+    let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, credentials, &registry)?;
     let shared = Arc::new(Shared::new(
         (&args.node, &args.places.bpf_dir),
         (source.locate(args), sources),
@@ -363,6 +364,7 @@ fn start_identities(
             token_file: identity.ca_token_file.clone(),
             bundle_file: identity.ca_bundle_file.clone(),
             trust_domain: trust_domain.clone(),
+            call_timeout: limits::AUTHORITY_CALL_TIMEOUT,
         };
         Remote::start(config, keep::bundle(&*keep))?
     } else if args.source.manifests.is_some() {

@@ -208,6 +208,15 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("cannot read what may reach whom:\n{text}"))
     }
 
+    /// What `weft identity` says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn identity(&self) -> Result<Value> {
+        let text = weft(&self.node, &["identity"])?;
+        serde_json::from_str(&text).with_context(|| format!("cannot read the identities:\n{text}"))
+    }
+
     /// What `weft services` says.
     ///
     /// # Errors

@@ -149,8 +149,13 @@ impl std::error::Error for Refusal {}
 /// Why a handshake, or the first read after it (where a server tells a client of TLS 1.3 that it takes no certificate of it), failed.
 #[must_use]
 pub fn refusal(error: &io::Error) -> Refusal {
-    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        return of_tls(error);
+    // Some wrap one I/O error into another.
+    let mut inner = error.get_ref();
+    while let Some(error) = inner {
+        if let Some(error) = error.downcast_ref::<Error>() {
+            return of_tls(error);
+        }
+        inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     }
     let reason = match error.kind() {
         io::ErrorKind::UnexpectedEof

@@ -240,7 +240,10 @@ impl Book {
             return;
         }
         self.epoch = epoch;
-        for entry in self.entries.values_mut() {
+        // What an agent before this one kept may have been asked for since.
+        for entry in
+            self.entries.values_mut().filter(|entry| entry.held.as_ref().is_some_and(|held| held.epoch < epoch))
+        {
             entry.due = entry.due.min(now.steady + limits::IDENTITY_REISSUE_SPREAD.mul_f64(jitter()));
         }
     }

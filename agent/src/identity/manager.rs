@@ -149,7 +149,14 @@ impl Manager {
         let epoch = self.store.book().epoch();
         self.calls.spawn(async move {
             let (keys, asks): (Vec<_>, Vec<_>) = asks.into_iter().map(|(pod, key, ask)| ((pod, key), ask)).unzip();
-            let answers = authority.sign(&asks).await;
+            // In a task of its own: whatever becomes of it, the accounts are asked for again.
+            let answers = tokio::spawn(async move { authority.sign(&asks).await }).await;
+            let answers = answers.unwrap_or_else(|error| {
+                Err(Problem {
+                    reason: "broken".to_owned(),
+                    words: format!("the call has ended without an answer: {error}"),
+                })
+            });
             (keys, epoch, answers)
         });
     }
@@ -288,3 +295,6 @@ impl Manager {
         self.authority.told(InForce { bundle_sha256, reissued });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use std::{
     io::Read as _,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::Uri;
@@ -20,7 +20,9 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::{sync::watch, time::timeout};
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 use weft_identity::{
-    Bundle, TrustDomain, limits as identity_limits, tls,
+    Bundle, TrustDomain, limits as identity_limits,
+    refusal::{By, Reason},
+    tls,
     wire::{self, SignItem, SignRequest, WatchBundleRequest, authority_client::AuthorityClient, sign_result::Outcome},
 };
 
@@ -46,6 +48,8 @@ pub struct RemoteConfig {
     pub bundle_file: PathBuf,
     /// Whose names there are.
     pub trust_domain: TrustDomain,
+    /// How long a call may take: [`limits::AUTHORITY_CALL_TIMEOUT`], except in tests.
+    pub call_timeout: Duration,
 }
 
 /// The command line names no authority.
@@ -192,11 +196,9 @@ impl Remote {
         };
         let (mut stub, request) = (self.connect()?, self.authorized(message)?);
         let asked = SystemTime::now();
-        let reply = timeout(limits::AUTHORITY_CALL_TIMEOUT, stub.sign(request))
+        let reply = timeout(self.config.call_timeout, stub.sign(request))
             .await
-            .map_err(|_| {
-                problem("timeout", format!("no answer within {} s", limits::AUTHORITY_CALL_TIMEOUT.as_secs()))
-            })?
+            .map_err(|_| problem("timeout", format!("no answer within {} s", self.config.call_timeout.as_secs())))?
             .map_err(|status| of_status(&status))?
             .into_inner();
         Ok(Answers {
@@ -242,7 +244,7 @@ impl Remote {
             Ok(ready) => ready,
             Err(problem) => return (false, problem),
         };
-        let mut stream = match timeout(limits::AUTHORITY_CALL_TIMEOUT, stub.watch_bundle(request)).await {
+        let mut stream = match timeout(self.config.call_timeout, stub.watch_bundle(request)).await {
             Ok(Ok(stream)) => stream.into_inner(),
             Ok(Err(status)) => return (false, of_status(&status)),
             Err(_) => return (false, problem("timeout", "the authority does not answer")),
@@ -340,17 +342,24 @@ fn of_result(result: wire::SignResult) -> Answer {
 /// Why a call failed, by what gRPC says; a broken connection is told by what broke it.
 fn of_status(status: &Status) -> Problem {
     let mut words = shorten(status.message());
-    let mut source = std::error::Error::source(status);
+    let (mut source, mut is_unreachable) = (std::error::Error::source(status), false);
     while let Some(error) = source {
+        let is_connect = |error: &hyper_util::client::legacy::Error| error.is_connect();
+        is_unreachable |= error.downcast_ref().is_some_and(is_connect);
         words = shorten(&format!("{words}: {error}"));
         if let Some(refusal) = error.downcast_ref::<std::io::Error>().map(weft_identity::refusal)
-            && refusal.by == weft_identity::refusal::By::Us
+            && refusal.by == By::Us
         {
-            return problem("authority_not_trusted", refusal.to_string());
+            let reason = match refusal.reason {
+                Reason::Garbage | Reason::Protocol | Reason::ProtocolVersion | Reason::Algorithms => "broken",
+                _ => "authority_not_trusted",
+            };
+            return problem(reason, refusal.to_string());
         }
         source = error.source();
     }
     let reason = match status.code() {
+        _ if is_unreachable => "unreachable",
         Code::Unauthenticated => "unauthenticated",
         Code::PermissionDenied => "permission_denied",
         Code::ResourceExhausted => "too_many",
@@ -379,3 +388,6 @@ fn clock_ahead(authority_ms: i64, asked: SystemTime, answered: SystemTime) -> Op
     let (asked, answered) = (ms(asked)?, ms(answered)?);
     (authority_ms > 0).then(|| authority_ms.saturating_sub(asked.midpoint(answered)))
 }
+
+#[cfg(test)]
+mod tests;

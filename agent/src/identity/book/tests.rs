@@ -200,6 +200,12 @@ fn everything_is_asked_for_again_when_the_epoch_rises() {
     assert_eq!((book.reissued(), book.step(clock.now, 10).ask.len()), (3, 0));
     book.reissue(3, || 0.0, clock.now);
     assert_eq!(book.step(clock.now, 10).ask, [], "once for each epoch");
+    // A new process learns the epoch after it has found what was kept.
+    let mut book = Book::default();
+    book.use_account(pod("p1", "web"), clock.now);
+    assert!(book.took(&account, held(&authority, "web", 3), 0.5, clock.now));
+    book.reissue(3, || 0.0, clock.now);
+    assert_eq!((book.step(clock.now, 10).ask.len(), book.reissued()), (0, 3));
 }
 
 #[test]
