@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ::kube::Client;
@@ -18,7 +18,7 @@ use tokio::{
     sync::{Notify, mpsc},
     task::JoinHandle,
 };
-use weft_identity::{Credentials, authority::Profile};
+use weft_identity::{Credential, Credentials, authority::Profile};
 use weft_policy::{inbound::Stance, snapshot::SnapshotCell};
 use weft_proxy::{config::ProxyConfig, proxy::Proxy};
 
@@ -49,7 +49,10 @@ use crate::{
     reconcile::Reconciler,
     removal,
     state::Shared,
-    status::{Identity, Status},
+    status::{
+        Identity, Status,
+        publish::{self, Publisher, metrics::PublishMetrics},
+    },
     successor::{self, Stayed},
     telemetry::{Chain, LogLevel},
     uninstall::{self, DaemonSet},
@@ -183,7 +186,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let heartbeat = Beating::start(Arc::clone(&shared)).map_err(RunError::Runtime)?;
     let handed = old_agent.as_mut().map(|old| std::mem::take(&mut old.listeners)).unwrap_or_default();
     let mut reconciler = Reconciler::new(Arc::clone(&shared), handed);
-    reconciler.start(first);
+    reconciler.start(first).await;
     shared.set_ready();
 
     let drain = Arc::new(Notify::new());
@@ -207,6 +210,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let status = source.write_status(args, &shared);
     // Not before the first pods have said what they need: they are asked for together.
     let identities = identities.map(|(_, manager)| tokio::spawn(manager.run()));
+    let publisher = source.publish(args, &shared, &registry)?;
     let (change_tx, change_rx) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
     let tasks = [
         tokio::spawn(sweep(Arc::clone(&shared))),
@@ -220,7 +224,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     let ending = wait_for_end(&shared, &handover_socket, &drain, &mut signals).await;
     shared.set_draining();
-    for task in tasks.into_iter().chain(status).chain(cni).chain(identities) {
+    for task in tasks.into_iter().chain(status).chain(publisher).chain(cni).chain(identities) {
         task.abort();
     }
     if let Ending::HandedOver(successor) = &ending {
@@ -243,6 +247,9 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
                 tracing::error!(error = %Chain(&error), "the CNI plugin cannot be removed; it lets every pod start at once");
             }
         }
+    }
+    if let Some(client) = client.as_ref().filter(|_| is_removed) {
+        publish::withdraw_all(client, &args.node, limits::PUBLISH_WITHDRAW_MAX).await;
     }
     // From here on, so that a signal that comes while connections finish is not lost.
     let mut told = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
@@ -334,6 +341,25 @@ impl Source {
         let Self::Cluster(_, client) = self else { return None };
         let identity = Identity::new(&args.pod_namespace, &args.node);
         Some(tokio::spawn(Status::new(client, Arc::clone(shared), identity).run()))
+    }
+}
+
+impl Source {
+    /// Begins to tell other nodes of this one's pods, where there are others.
+    fn publish(
+        &self,
+        args: &RunArgs,
+        shared: &Arc<Shared>,
+        registry: &Registry,
+    ) -> Result<Option<JoinHandle<()>>, RunError> {
+        let Self::Cluster(_, client) = self else { return Ok(None) };
+        if let Some(store) = shared.identity.clone() {
+            let is_valid = |credential: Arc<Credential>| credential.svid().not_after > SystemTime::now();
+            shared.readiness.set_certificates(Box::new(move |account| store.of(account).is_some_and(is_valid)));
+        }
+        let metrics = PublishMetrics::register(registry)?;
+        let publisher = Publisher::new(client, &args.node, Arc::clone(&shared.readiness), metrics);
+        Ok(Some(tokio::spawn(publisher.run())))
     }
 }
 

@@ -131,6 +131,17 @@ pub const EVENT_NAME_BYTES_MAX: usize = 190;
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 1024;
 /// Longest text of an Event, bytes (k8s.io/api/events/v1, `note`: 1 kB).
 pub const EVENT_NOTE_BYTES_MAX: usize = 1000;
+/// How often what should be published of this node's pods is compared with what is: each NodeWorkloads object is written at most this often,
+/// unless something must be taken back at once.
+pub const PUBLISH_ROUND: Duration = Duration::from_millis(500);
+/// How often the API server is asked what is really there of this node's NodeWorkloads.
+pub const PUBLISH_LOOK: Duration = Duration::from_secs(60);
+/// How long a pod that is taken out of the mesh stays captured until other nodes are told, at most.
+pub const PUBLISH_WITHDRAW_MAX: Duration = Duration::from_secs(2);
+/// How long an agent that starts leaves a pod published for which it has no certificate yet: as long as the authority may take to sign one.
+pub const PUBLISH_CERTIFICATES_BY: Duration = Duration::from_secs(15);
+/// How long an agent that takes weft off its node waits for the other nodes to hear of it: many times what a watch takes.
+pub const PUBLISH_SEEN: Duration = Duration::from_millis(500);
 /// How long the CNI plugin waits for capture, and so holds a pod's start up, at most. The kubelet gives a sandbox four minutes.
 pub const CNI_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Pause before the plugin asks again whose connection was closed without an answer, as in a hand-over.

@@ -8,11 +8,12 @@ use weft_abi::{DestKey, DestVerdict, verdict};
 use weft_crds::{
     lower::{self, lower},
     store::ObjectStore,
+    weft::node_workloads::PublishedPod,
 };
 use weft_policy::{
     compile::{CaptureAddr, Compiled, Reach},
-    ir::FailMode,
-    names::WorkloadId,
+    ir::{FailMode, WorkloadIr, WorkloadState},
+    names::{ServiceAccountKey, WorkloadId},
 };
 use weft_proxy::socket::PodListeners;
 
@@ -56,8 +57,8 @@ impl Reconciler {
     }
 
     /// Applies the first change, which is everything that the source has.
-    pub fn start(&mut self, change: Change) {
-        self.apply(change);
+    pub async fn start(&mut self, change: Change) {
+        self.apply(change).await;
         // Listeners of pods that this agent does not want: with the last descriptor gone, those pods are direct again.
         self.handed.clear();
         let mut capture = self.shared.capture();
@@ -82,7 +83,7 @@ impl Reconciler {
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
-                    Some(change) => self.apply(change),
+                    Some(change) => self.apply(change).await,
                     None => return,
                 },
                 Some(announcement) = announced.recv() => self.capture_announced(announcement),
@@ -93,12 +94,12 @@ impl Reconciler {
         }
     }
 
-    fn apply(&mut self, change: Change) {
-        self.put_in_force(change);
+    async fn apply(&mut self, change: Change) {
+        self.put_in_force(change).await;
         self.shared.sources.ledger.applied();
     }
 
-    fn put_in_force(&mut self, change: Change) {
+    async fn put_in_force(&mut self, change: Change) {
         let known = std::mem::replace(&mut *self.shared.problems(), Arc::clone(&change.problems));
         if !Arc::ptr_eq(&known, &change.problems) {
             let known: HashSet<&SourceProblem> = known.iter().collect();
@@ -128,6 +129,7 @@ impl Reconciler {
         }
         let placed = self.sandboxes.place(&delta.workloads);
         let pods = self.shared.pods().change(placed.iter().map(|(id, workload)| (id, workload)));
+        self.withdraw(&pods.release, &placed).await;
         let deselected = widened::deselected(self.shared.compiler().ir(), &delta);
         let Compiled { snapshot, reach, closed } = self.shared.compiler().apply(delta);
         self.tell_widened(deselected);
@@ -157,6 +159,22 @@ impl Reconciler {
         self.udp.follow(&self.shared);
         self.older.follow(&self.shared);
         tracing::info!(generation = generation.0, "plans are in force");
+    }
+
+    /// Has pods taken back that other nodes take for ready, and that live on without weft. Nobody talks to those that are gone.
+    async fn withdraw(&self, released: &[WorkloadId], changed: &[(WorkloadId, Option<Arc<WorkloadIr>>)]) {
+        let lives = |id: &&WorkloadId| {
+            let workload =
+                changed.iter().find(|(changed, _)| changed == *id).and_then(|(_, workload)| workload.as_ref());
+            workload.is_some_and(|workload| workload.state != WorkloadState::Ended)
+        };
+        let ids: Vec<WorkloadId> = released.iter().filter(lives).cloned().collect();
+        if !self.shared.readiness.withdraw(&ids, limits::PUBLISH_WITHDRAW_MAX).await {
+            tracing::warn!(
+                pods = ids.len(),
+                "pods leave the mesh before it is certain that other nodes know; connections of those that do not are reset"
+            );
+        }
     }
 
     /// Pods that took only what was granted take everything now: that is told, as it may not have been meant.
@@ -193,6 +211,29 @@ impl Reconciler {
         for listeners in listeners {
             self.shared.proxy.add_pod(listeners);
         }
+        for id in ids {
+            self.publish(id);
+        }
+    }
+
+    /// Lets other nodes be told of a pod that is captured. One that shares its node's addresses cannot be told apart by them.
+    fn publish(&self, id: &WorkloadId) {
+        let pods = self.shared.pods();
+        let Some(Entry { workload, state: PodState::Captured { .. }, .. }) = pods.entry(id) else { return };
+        if workload.host_network {
+            return;
+        }
+        let mut ips = workload.ips.clone();
+        ips.sort_unstable();
+        self.shared.readiness.captured(PublishedPod {
+            id: id.clone(),
+            name: Arc::clone(&workload.name),
+            account: ServiceAccountKey {
+                namespace: Arc::clone(&workload.namespace),
+                name: Arc::clone(&workload.service_account),
+            },
+            ips: ips.into(),
+        });
     }
 
     fn attach(&mut self, id: &WorkloadId) -> Option<PodListeners> {
@@ -250,6 +291,7 @@ impl Reconciler {
     }
 
     fn release(&self, id: &WorkloadId) {
+        self.shared.readiness.gone(id);
         // Capture first: from then on the kernel hands the proxy nothing more of this pod.
         if let Err(error) = self.shared.capture().release_pod(id) {
             tracing::warn!(pod = %id, error = %Chain(&error), "pod was released only in part");

@@ -18,6 +18,7 @@ use crate::{
     locate::Locate,
     older::NotCut,
     pods::Pods,
+    readiness::Readiness,
     watch::{SourceProblem, kube::health::Sources},
 };
 
@@ -41,6 +42,8 @@ pub struct Shared {
     pub identity: Option<Arc<Store>>,
     /// Connections that policy denies and that could not be ended.
     pub not_cut: NotCut,
+    /// What other nodes are told of this node's pods.
+    pub readiness: Arc<Readiness>,
     capture: Mutex<Capture>,
     compiler: Mutex<Compiler>,
     pods: Mutex<Pods>,
@@ -70,6 +73,7 @@ impl Shared {
             snapshots,
             identity,
             not_cut: NotCut::default(),
+            readiness: Arc::default(),
             capture: Mutex::new(capture),
             compiler: Mutex::default(),
             pods: Mutex::new(Pods::new(node)),

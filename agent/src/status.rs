@@ -1,5 +1,5 @@
 //! Says on the objects themselves what became of them: conditions in their status, and Events. One agent of the cluster writes, the holder
-//! of a Lease, and only what differs from what is there.
+//! of a Lease, and only what differs from what is there. Beside it each agent publishes its own pods (`publish`).
 //!
 //! Nothing else of weft writes to the API server.
 
@@ -18,6 +18,7 @@ use crate::{limits, state::Shared, watch::kube::ledger::Note};
 mod conditions;
 mod events;
 mod lease;
+pub mod publish;
 pub mod widened;
 mod writer;
 
