@@ -23,7 +23,7 @@ use crate::{
         link::{Link, Record},
         marks,
         scan::Fault,
-        upstream,
+        upgrade, upstream,
     },
     metrics::Limit,
     reply::{LocalReply, Reason},
@@ -40,6 +40,7 @@ pub(crate) async fn exchange(
     let wants_body = request.method() != Method::HEAD;
     // Before it is taken out with all that a client must not set.
     let http2 = link.remote().map(|_| marks::is_http2(request.headers()));
+    record.asked = link.remote().and_then(|_| upgrade::asked(&mut request));
     let outcome = match canonical::check(&mut request, fault) {
         Ok(target) => forward(&link, target, request, http2, &mut record).await,
         Err(reply) => {

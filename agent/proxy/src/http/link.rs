@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderValue, StatusCode, Version, header, response};
+use hyper::upgrade::OnUpgrade;
 use tokio::net::TcpStream;
 use weft_policy::{endpoints::Endpoint, names::ServiceKey, snapshot::PlanHandle};
 
@@ -206,6 +207,8 @@ pub(crate) struct Record {
     /// The request is gRPC, so its status comes last.
     pub(crate) grpc: bool,
     pub(crate) meter: Rc<Meter>,
+    /// What another agent's request becomes if the application switches protocols.
+    pub(crate) asked: Option<OnUpgrade>,
     started: Instant,
     request_bytes_before: u64,
     pub(crate) response_bytes: u64,
@@ -220,6 +223,7 @@ impl Record {
             service: None,
             status: None,
             grpc: false,
+            asked: None,
             started: Instant::now(),
             request_bytes_before: meter.request_bytes.get(),
             meter,

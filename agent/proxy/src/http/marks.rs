@@ -1,10 +1,14 @@
 //! What agents tell each other about a request, beside the request itself. Only what came with a proved identity is read, and it never
 //! reaches an application.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// The version of HTTP that the application is to be spoken to in: a client's own, unless its port says otherwise.
 const VERSION: HeaderName = HeaderName::from_static("weft-http-version");
+/// The method of a request that asks for another protocol: between agents it is CONNECT.
+const METHOD: HeaderName = HeaderName::from_static("weft-method");
+/// The protocol that the application has switched to.
+const PROTOCOL: HeaderName = HeaderName::from_static("weft-protocol");
 /// Who the client is, for applications (Envoy's `x-forwarded-client-cert`).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
@@ -21,4 +25,26 @@ pub(crate) fn is_http2(headers: &HeaderMap) -> bool {
 /// Tells the application who its client is.
 pub(crate) fn set_client_cert(headers: &mut HeaderMap, client: &HeaderValue) {
     headers.insert(CLIENT_CERT, client.clone());
+}
+
+/// Says which method a client used.
+pub(crate) fn set_method(headers: &mut HeaderMap, method: &Method) {
+    if let Ok(method) = HeaderValue::from_str(method.as_str()) {
+        headers.insert(METHOD, method);
+    }
+}
+
+/// The method that a client used; that of nearly all upgrades, if nothing is said.
+pub(crate) fn method(headers: &HeaderMap) -> Method {
+    headers.get(METHOD).and_then(|method| Method::from_bytes(method.as_bytes()).ok()).unwrap_or(Method::GET)
+}
+
+/// Says what an application has switched to.
+pub(crate) fn set_protocol(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(PROTOCOL, protocol);
+}
+
+/// What an application has switched to.
+pub(crate) fn take_protocol(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    headers.remove(PROTOCOL)
 }

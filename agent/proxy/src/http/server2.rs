@@ -105,7 +105,12 @@ pub(crate) async fn serve(
     let downstream = Downstream::Http2(Rc::clone(&session));
     let link = Rc::new(Link::open(Rc::clone(&worker), pod, Rc::clone(flow), plan, downstream, early));
     let tasks = Tasks { link: Rc::clone(&link), session: Rc::clone(&session) };
-    let mut connection = http2::Builder::new(tasks)
+    let mut builder = http2::Builder::new(tasks);
+    if flow.remote.get().is_some() {
+        // Other agents carry upgraded connections so.
+        builder.enable_connect_protocol();
+    }
+    let mut connection = builder
         .max_concurrent_streams(limits::H2_STREAMS_MAX)
         .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_WINDOW_BYTES)

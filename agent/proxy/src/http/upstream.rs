@@ -32,7 +32,7 @@ use crate::{
         hop,
         link::{Downstream, Link, Record},
         marks, translate,
-        upgrade::Upgrade,
+        upgrade::{self, Agreed, Upgrade},
     },
     limits,
     metrics::Limit,
@@ -45,11 +45,11 @@ use crate::{
 
 /// Sends a request to an endpoint of the choice; to another one if the first cannot be reached.
 pub(crate) async fn send(
-    record: &Record,
+    record: &mut Record,
     choice: Choice<'_>,
     outgoing: Outgoing,
 ) -> Result<(response::Parts, Source), LocalReply> {
-    let link = &record.link;
+    let link = &Rc::clone(&record.link);
     let http2 = match choice.protocol() {
         AppProtocol::Http1 => false,
         AppProtocol::Http2 => true,
@@ -223,14 +223,14 @@ fn authorize(link: &Link, endpoint: &Endpoint, head: RequestHead<'_>) -> Result<
 }
 
 async fn attempt1(
-    record: &Record,
+    record: &mut Record,
     target: Target<'_>,
     unsent: Unsent,
     dialled: Option<Dialled>,
     in_flight: InFlight,
     tries: &mut Tries,
 ) -> Result<Sent, LocalReply> {
-    let link = &record.link;
+    let link = &Rc::clone(&record.link);
     let (mut upstream, pooled) = match take(link, target, dialled, tries.stale).await {
         Ok(found) => found,
         Err(error) => {
@@ -246,7 +246,7 @@ async fn attempt1(
     upstream.set_upgrading(upgrade);
     match upstream.send(request).await {
         Ok(response) => {
-            let (parts, source) = answer1(link, response, upstream, in_flight, asked, gate)?;
+            let (parts, source) = answer1(record, response, upstream, in_flight, asked, gate)?;
             Ok(Sent::Answered(Box::new(parts), source))
         }
         Err(mut error) => match error.take_message() {
@@ -367,15 +367,18 @@ async fn attempt2(
     // What was asked for has its `Host` still: policy may look at it.
     let mut parts = unsent.parts.clone();
     translate::to_http2(&mut parts, origin)?;
+    let mut protocol = None;
     if target.transport.is_mutual() {
         marks::set_version(&mut parts.headers, unsent.http2);
+        let wanted = unsent.parts.headers.get(header::UPGRADE).filter(|_| unsent.upgrade);
+        protocol = wanted.filter(|_| upgrade::ask(&mut parts, wanted, !body.is_end_stream())).cloned();
     }
     match stream.send(Request::from_parts(parts, body)).await {
         Ok(response) => {
             if let Some(loan) = &loan {
                 loan.forget();
             }
-            let (parts, source) = answer2(response, stream, in_flight)?;
+            let (parts, source) = answer2(link, response, stream, in_flight, protocol)?;
             Ok(Sent::Answered(Box::new(parts), source))
         }
         Err(error) => {
@@ -516,13 +519,14 @@ fn broken(endpoint: &Endpoint, error: &hyper::Error) -> LocalReply {
 }
 
 fn answer1(
-    link: &Rc<Link>,
+    record: &mut Record,
     response: Response<Incoming>,
     upstream: Upstream,
     in_flight: InFlight,
     upgrade: Option<Box<Asked>>,
     gate: Option<Arc<Gate>>,
 ) -> Result<(response::Parts, Source), LocalReply> {
+    let link = &record.link;
     let (mut parts, body) = response.into_parts();
     let address = upstream.endpoint().address;
     let protocol =
@@ -532,7 +536,7 @@ fn answer1(
         Downstream::Http1(one) => Some(one),
         Downstream::Http2(_) => None,
     };
-    if switching && !(upgrade.is_some() && one_by_one.is_some()) {
+    if switching && !(upgrade.is_some() && (one_by_one.is_some() || record.asked.is_some())) {
         return Err(protocol("switches protocols, which nobody asked for"));
     }
     let framed_twice = framing(&mut parts.headers, &body).map_err(protocol)?;
@@ -544,9 +548,17 @@ fn answer1(
     if let Some(phrase) = phrase {
         parts.extensions.insert(phrase);
     }
-    if switching && let Some(one) = one_by_one {
+    if switching {
         let passage = passage(upstream.endpoint(), upgrade);
-        *one.upgrade.borrow_mut() = Some(Upgrade { upstream: upstream.shared, in_flight, passage });
+        let upgrade = Upgrade { upstream: Agreed::Http1(upstream.shared), in_flight, passage };
+        match (one_by_one, record.asked.take()) {
+            (Some(one), _) => *one.upgrade.borrow_mut() = Some(upgrade),
+            (None, Some(asked)) => {
+                upgrade::agree(&mut parts);
+                upgrade::run_beside(link, asked, upgrade);
+            }
+            (None, None) => {}
+        }
         return Ok((parts, Source::Local(Bytes::new())));
     }
     upstream.set_upgrading(false);
@@ -563,12 +575,27 @@ fn answer1(
 }
 
 fn answer2(
-    response: Response<Incoming>,
+    link: &Link,
+    mut response: Response<Incoming>,
     stream: Stream,
     in_flight: InFlight,
+    protocol: Option<HeaderValue>,
 ) -> Result<(response::Parts, Source), LocalReply> {
-    let (mut parts, body) = response.into_parts();
     let address = stream.connection().endpoint().address;
+    let one_by_one = match &link.downstream {
+        Downstream::Http1(one) => Some(one),
+        Downstream::Http2(_) => None,
+    };
+    if let (Some(one), StatusCode::OK, true) = (one_by_one, response.status(), protocol.is_some()) {
+        let agreed = Agreed::Http2(hyper::upgrade::on(&mut response), stream);
+        let mut parts = response.into_parts().0;
+        parts.extensions.clear();
+        upgrade::agreed(&mut parts, protocol);
+        // The other agent asks policy again and again.
+        *one.upgrade.borrow_mut() = Some(Upgrade { upstream: agreed, in_flight, passage: None });
+        return Ok((parts, Source::Local(Bytes::new())));
+    }
+    let (mut parts, body) = response.into_parts();
     hop::response(&mut parts.headers, parts.status).map_err(|named| {
         LocalReply::new(Reason::UpstreamProtocol, format_args!("response of {address}: Connection names {}", named.0))
     })?;

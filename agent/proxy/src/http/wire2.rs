@@ -93,6 +93,8 @@ pub(crate) struct Session {
     last: Cell<u32>,
     /// Requests that were taken and whose answers are not given yet as a whole.
     taken: Cell<usize>,
+    /// Streams that carry bytes and no answer.
+    upgrades: Cell<usize>,
     budget: RefCell<Budget>,
     /// Why the client is not listened to any more.
     refused: Cell<Option<Limit>>,
@@ -118,6 +120,7 @@ impl Session {
             open: RefCell::default(),
             last: Cell::new(0),
             taken: Cell::new(0),
+            upgrades: Cell::new(0),
             budget: RefCell::new(Budget::new()),
             refused: Cell::new(None),
             told: Cell::new(false),
@@ -173,6 +176,18 @@ impl Session {
         self.settle();
     }
 
+    /// An answer has made its stream one of bytes, for which nothing is waited.
+    pub(crate) fn upgraded(&self) {
+        self.upgrades.set(self.upgrades.get() + 1);
+        self.settle();
+    }
+
+    /// Such a stream is over.
+    pub(crate) fn upgrade_over(&self) {
+        self.upgrades.set(self.upgrades.get() - 1);
+        self.settle();
+    }
+
     /// The bytes that end the connection with a word, if it can still be said: hyper has not said one, and no frame is half written.
     pub(crate) fn last_word(&self, code: u32, words: &str) -> Option<Vec<u8>> {
         (self.between.get() && !self.told.get()).then(|| go_away(self.last.get(), code, words))
@@ -183,7 +198,7 @@ impl Session {
         let waiting = if !self.begun.get() || self.in_block.get() {
             Waiting::Head
         } else {
-            let (open, taken) = (self.open.borrow().len(), self.taken.get());
+            let (open, taken) = (self.open.borrow().len(), self.taken.get() + self.upgrades.get());
             match (open, taken) {
                 (0, 0) => Waiting::Request,
                 // More answers are ready than hyper still has to do with: they wait for the client's window.

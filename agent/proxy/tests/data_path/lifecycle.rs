@@ -169,7 +169,7 @@ async fn removed_pod_is_served_no_more_and_leaves_no_series() {
     {
         until(family, || mesh.series(family) == 0).await;
     }
-    assert_eq!(mesh.capture.leases.load(Ordering::SeqCst), 0);
+    until("leases are given back", || mesh.capture.leases.load(Ordering::SeqCst) == 0).await;
 }
 
 #[tokio::test]

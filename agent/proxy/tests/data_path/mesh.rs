@@ -116,6 +116,8 @@ impl SocketFactory for Capture {
             && let Some(applications) = &*self.applications.lock().unwrap()
         {
             let (application, _) = listener.accept().unwrap();
+            // Whoever comes next is for the pod's listener.
+            drop(listener);
             // A test that has ended takes none.
             let _ = applications.send(application);
         }

@@ -312,3 +312,77 @@ async fn many_requests_at_a_time_are_all_answered() {
     }
     assert_eq!(application.requests.load(Ordering::SeqCst), 400);
 }
+
+const UPGRADE: &str =
+    "GET /chat HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: abc\r\n\r\n";
+
+#[tokio::test]
+async fn an_upgraded_connection_carries_bytes_between_nodes() {
+    let mut nodes = Nodes::new(AppProtocol::Http);
+    let mut client = nodes.connect().await;
+    client.send(UPGRADE).await;
+    let mut server = nodes.accept().await;
+    let asked = server.head().await;
+    assert_eq!(asked.first, "GET /chat HTTP/1.1");
+    assert_eq!((asked.field("connection"), asked.field("upgrade")), (Some("upgrade"), Some("websocket")));
+    assert_eq!((asked.field("sec-websocket-key"), asked.field("weft-method")), (Some("abc"), None));
+    server
+        .send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Accept: x\r\n\r\nwelcome",
+        )
+        .await;
+    let answer = client.head().await;
+    assert_eq!(
+        (answer.status(), answer.field("upgrade"), answer.field("connection")),
+        (101, Some("WebSocket"), Some("upgrade"))
+    );
+    assert_eq!((answer.field("sec-websocket-accept"), answer.field("weft-protocol")), (Some("x"), None));
+    assert_eq!(client.exactly(7).await, b"welcome");
+    for n in 0..10 {
+        let text = format!("HTTP/1.1 400 frame {n:03}");
+        client.send(&text).await;
+        assert_eq!(server.exactly(text.len()).await, text.as_bytes());
+        server.send(&text).await;
+        assert_eq!(client.exactly(text.len()).await, text.as_bytes());
+    }
+    // Requests of others share the connection meanwhile.
+    let mut another = nodes.connect().await;
+    another.send("GET /plain HTTP/1.1\r\nHost: web\r\n\r\n").await;
+    let mut plain = nodes.accept().await;
+    plain.head().await;
+    plain.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(another.head().await.status(), 204);
+    assert_eq!(handshakes(&nodes.client, "client"), 1.0);
+    client.shutdown();
+    server.ended().await;
+    server.send("last words").await;
+    assert_eq!(client.exactly(10).await, b"last words");
+    drop(server);
+    client.ended().await;
+}
+
+#[tokio::test]
+async fn an_upgrade_that_is_refused_or_denied_is_a_plain_answer() {
+    let mut nodes = Nodes::new(AppProtocol::Http);
+    let mut client = nodes.connect().await;
+    client.send(UPGRADE).await;
+    let mut server = nodes.accept().await;
+    server.head().await;
+    server.send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nContent-Length: 2\r\n\r\nno").await;
+    let answer = client.answer().await;
+    assert_eq!((answer.head.status(), answer.text()), (426, "no"));
+    nodes.allow(granting("client-1", true));
+    client.send(UPGRADE).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.head.status(), answer.head.reason()), (403, "denied"));
+    // One that was let through ends when it is not any more.
+    nodes.allow(granting("client-1", false));
+    client.send(UPGRADE).await;
+    // On the connection that the application had for the first one.
+    server.head().await;
+    server.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    assert_eq!(client.head().await.status(), 101);
+    nodes.allow(granting("somebody-else", false));
+    client.reset_or_end().await;
+    server.reset().await;
+}

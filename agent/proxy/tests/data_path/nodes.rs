@@ -51,7 +51,9 @@ impl Nodes {
         let client_credentials = authority.credentials(&["shop/client-1"]);
         let server_credentials = authority.credentials(&["shop/web-1"]);
         let client = Mesh::secured(config, Some(client_credentials.clone()));
-        let server = Mesh::secured(config, Some(server_credentials.clone()));
+        // Listeners that applications have for a moment are one worker's.
+        let server =
+            Mesh::secured(&ProxyConfig { workers: Some(1), ..config.clone() }, Some(server_credentials.clone()));
         let (given, connections) = mpsc::unbounded_channel();
         *server.capture.applications.lock().unwrap() = Some(given);
         server.capture.tls_ports.store(true, Ordering::SeqCst);
