@@ -22,6 +22,7 @@ pub mod schedule;
 pub mod split;
 pub mod stand;
 pub mod steer;
+pub mod tls;
 pub mod tpc;
 
 #[cfg(test)]

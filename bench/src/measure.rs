@@ -66,10 +66,12 @@ fn per_request(report: &LoadReport, subject: Subject) -> Result<([f64; 3], f64)>
     let [proxy, client, backends @ ..] = report.cpu.as_slice() else {
         anyhow::bail!("the load generator did not report CPU time");
     };
-    let backends = backends.iter().copied().fold(CpuTime::default(), CpuTime::add);
-    let subject = if subject == Subject::Direct { backends } else { *proxy };
+    let (backends, far) = backends.split_at(backends.len() - usize::from(subject.crosses()));
+    let sum = |times: &[CpuTime]| times.iter().copied().fold(CpuTime::default(), CpuTime::add);
+    let (backends, proxy) = (sum(backends), *proxy + sum(far));
+    let subject = if subject == Subject::Direct { backends } else { proxy };
     let each = |us: u64| us as f64 / report.requests.max(1) as f64;
-    let path = each((*proxy + *client + backends).usage_us);
+    let path = each((proxy + *client + backends).usage_us);
     Ok(([each(subject.usage_us), each(subject.user_us), each(subject.system_us)], path))
 }
 
@@ -99,7 +101,7 @@ pub fn memory(stand: &Stand, row: &Row) -> Result<MemorySample> {
 pub fn syscalls(stand: &Stand, row: &Row, dir: &Path) -> Result<Option<f64>> {
     let processes = match stand.subject() {
         Subject::Direct => stand.backend_processes()?,
-        Subject::Weft | Subject::Peer(_) => stand.proxy_processes()?,
+        Subject::Weft | Subject::WeftNodes | Subject::EnvoyNodes | Subject::Peer(_) => stand.proxy_processes()?,
     };
     let file = dir.join("perf.csv");
     let pids: Vec<String> = processes.iter().map(ToString::to_string).collect();
@@ -142,6 +144,8 @@ mod tests {
             LoadReport { requests: 10, cpu: vec![time(200), time(80), time(40), time(20)], ..LoadReport::default() };
         assert_eq!(per_request(&report, Subject::Weft).expect("cpu"), ([20.0, 5.0, 15.0], 34.0));
         assert_eq!(per_request(&report, Subject::Direct).expect("cpu"), ([6.0, 1.5, 4.5], 34.0));
+        let report = LoadReport { cpu: [report.cpu, vec![time(60)]].concat(), ..report };
+        assert_eq!(per_request(&report, Subject::WeftNodes).expect("cpu"), ([26.0, 6.5, 19.5], 40.0));
         assert!(per_request(&LoadReport::default(), Subject::Direct).is_err());
     }
 }

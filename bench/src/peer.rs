@@ -66,10 +66,7 @@ impl Peer {
         Ok(match self {
             Self::Envoy => {
                 let config = write("envoy.yaml", envoy(backends))?;
-                let mut command = place.command(&programs.envoy);
-                command.arg("-c").arg(config).args(["--concurrency", "1", "--log-level", "error"]);
-                command.args(["--disable-hot-restart"]);
-                command
+                envoy_command(programs, place, &config)
             }
             Self::Nginx => {
                 let config = write("nginx.conf", nginx(dir, backends))?;
@@ -113,56 +110,74 @@ impl Peer {
     }
 }
 
+/// The command that starts an Envoy in the foreground.
+#[must_use]
+pub fn envoy_command(programs: &Programs, place: &Place, config: &Path) -> Command {
+    let mut command = place.command(&programs.envoy);
+    command.arg("-c").arg(config).args(["--concurrency", "1", "--log-level", "error"]);
+    command.args(["--disable-hot-restart"]);
+    command
+}
+
 fn weights() -> [u32; 2] {
     [FIRST_SHARE_PERCENT, 100 - FIRST_SHARE_PERCENT]
 }
 
 fn envoy(backends: [SocketAddr; 2]) -> String {
-    let clusters: String = ["a", "b"]
-        .iter()
-        .zip(backends)
-        .map(|(name, address)| {
-            format!(
-                "  - name: {name}
+    let clusters =
+        ["a", "b"].iter().zip(backends).map(|(name, address)| envoy_cluster(name, address, "")).collect::<String>();
+    let listener = envoy_listener("outbound", PORT, "HTTP1", &envoy_split(), "");
+    envoy_config(&listener, &clusters)
+}
+
+/// A whole configuration.
+pub(crate) fn envoy_config(listeners: &str, clusters: &str) -> String {
+    format!("static_resources:\n  listeners:\n{listeners}  clusters:\n{clusters}")
+}
+
+/// Where the requests of a listener go: to both backends, by weight.
+pub(crate) fn envoy_split() -> String {
+    let [first, second] = weights();
+    format!("weighted_clusters: {{ clusters: [{{ name: a, weight: {first} }}, {{ name: b, weight: {second} }}] }}")
+}
+
+/// A cluster of one endpoint. `more` is what else is said of it, indented by four.
+pub(crate) fn envoy_cluster(name: &str, address: SocketAddr, more: &str) -> String {
+    format!(
+        "  - name: {name}
     type: STATIC
     connect_timeout: 5s
     circuit_breakers: {{ thresholds: [{{ max_connections: 100000, max_pending_requests: 100000, max_requests: 100000 }}] }}
     load_assignment:
       cluster_name: {name}
       endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: {{ address: {}, port_value: {} }} }} }} }}] }}]
-",
-                address.ip(),
-                address.port()
-            )
-        })
-        .collect();
-    let [first, second] = weights();
+{more}",
+        address.ip(),
+        address.port()
+    )
+}
+
+/// A listener of HTTP. `transport` is its transport socket, indented by six.
+pub(crate) fn envoy_listener(name: &str, port: u16, codec: &str, route: &str, transport: &str) -> String {
     format!(
-        "static_resources:
-  listeners:
-  - name: outbound
-    address: {{ socket_address: {{ address: 0.0.0.0, port_value: {PORT} }} }}
+        "  - name: {name}
+    address: {{ socket_address: {{ address: 0.0.0.0, port_value: {port} }} }}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: outbound
-          codec_type: HTTP1
+          stat_prefix: {name}
+          codec_type: {codec}
           route_config:
             virtual_hosts:
             - name: web
               domains: [\"*\"]
-              routes:
-              - match: {{ prefix: / }}
-                route:
-                  weighted_clusters:
-                    clusters: [{{ name: a, weight: {first} }}, {{ name: b, weight: {second} }}]
+              routes: [{{ match: {{ prefix: / }}, route: {{ {route} }} }}]
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
-  clusters:
-{clusters}"
+{transport}"
     )
 }
 

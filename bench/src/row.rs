@@ -24,6 +24,10 @@ pub struct Row {
 pub const DIRECT: &str = "direct";
 /// Name of weft's own row.
 pub const WEFT: &str = "weft captured";
+/// Name of weft's row where the backends are on another node.
+pub const WEFT_NODES: &str = "weft between nodes";
+/// Name of the row that this one is compared with.
+const ENVOY_NODES: &str = "Envoy between nodes";
 /// Name of the row that weft is compared with.
 pub const ENVOY: &str = "Envoy captured";
 const ENVOY_EXPLICIT: &str = "Envoy explicit";
@@ -37,7 +41,7 @@ const fn explicit(name: &'static str, peer: Peer) -> Row {
 }
 
 /// All of them, in the order of the table.
-pub const ROWS: [Row; 14] = [
+pub const ROWS: [Row; 16] = [
     Row { name: DIRECT, subject: Subject::Direct, way: Way::Service, envoy: None, splits: false },
     Row { name: WEFT, subject: Subject::Weft, way: Way::Service, envoy: Some(ENVOY), splits: true },
     captured(ENVOY, Peer::Envoy),
@@ -45,6 +49,8 @@ pub const ROWS: [Row; 14] = [
     captured("haproxy captured", Peer::Haproxy),
     captured("tpc hyper captured", Peer::Tpc),
     captured("raw epoll captured", Peer::Raw),
+    Row { name: WEFT_NODES, subject: Subject::WeftNodes, way: Way::Service, envoy: Some(ENVOY_NODES), splits: true },
+    Row { name: ENVOY_NODES, subject: Subject::EnvoyNodes, way: Way::Service, envoy: Some(ENVOY_NODES), splits: true },
     Row { name: "weft opaque TCP", subject: Subject::Weft, way: Way::Opaque, envoy: None, splits: false },
     Row {
         name: "TCP copy captured",

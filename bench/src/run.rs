@@ -126,7 +126,7 @@ fn measure_all(rows: &[Row], effort: &Effort, programs: &Programs) -> Result<Vec
         ));
         let name = stands.len().to_string();
         let stand = Stand::build(row.subject, &name, programs).with_context(|| format!("stand for {}", row.name))?;
-        if row.subject != Subject::Direct {
+        if row.subject != Subject::Direct && !row.subject.crosses() {
             let memory = measure::memory(&stand, row).with_context(|| format!("memory of {}", row.name))?;
             say(&format!(
                 "   resident: {:.1} MiB idle, {:.1} with {} connections, {:.1} with {}",
@@ -177,6 +177,8 @@ fn what(subject: Subject) -> &'static str {
     match subject {
         Subject::Direct => "nothing between them",
         Subject::Weft => "weft's agent",
+        Subject::WeftNodes => "two nodes with weft's agents, and mutual TLS between them",
+        Subject::EnvoyNodes => "two nodes with an Envoy each, and mutual TLS between them",
         Subject::Peer(Peer::Envoy) => "Envoy",
         Subject::Peer(Peer::Nginx) => "nginx",
         Subject::Peer(Peer::Haproxy) => "haproxy",

@@ -8,8 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 use weft_integration::{
     AgentOptions, Manifests, Node, Pod, PodSpec, Process, agent,
+    link::Link,
     objects::{ServicePort, cluster_ips, meshed_namespace, service, traffic_split},
     wait,
 };
@@ -21,6 +23,7 @@ use crate::{
     peer::{self, Peer, Programs},
     place::{Place, own_binary},
     steer::{self, Steering},
+    tls,
 };
 
 const NAMESPACE: &str = "bench";
@@ -40,8 +43,20 @@ pub enum Subject {
     Direct,
     /// weft's agent.
     Weft,
+    /// Two nodes: an agent on each, and mutual TLS between them.
+    WeftNodes,
+    /// The same with Envoys: HTTP/2 and mutual TLS between them.
+    EnvoyNodes,
     /// A peer.
     Peer(Peer),
+}
+
+impl Subject {
+    /// Whether the backends are on another node than the client.
+    #[must_use]
+    pub fn crosses(self) -> bool {
+        matches!(self, Self::WeftNodes | Self::EnvoyNodes)
+    }
 }
 
 /// Where the client connects to.
@@ -60,14 +75,23 @@ pub enum Way {
 pub struct Stand {
     // Dropped in this order: the proxy before the pods that it is in, the memory group once its processes are gone, the node last.
     _steering: Option<Steering>,
-    proxy: Option<Proxy>,
+    proxies: Vec<Proxy>,
     _responders: Vec<Process>,
     memory: MemoryGroup,
     client: Pod,
     backends: [Pod; 2],
     subject: Subject,
     _manifests: Manifests,
+    _link: Option<Link>,
+    /// Of the backends, if they have one of their own.
+    far: Option<Node>,
     node: Node,
+}
+
+/// A pod as its agent publishes it.
+fn published(pod: &Pod) -> Value {
+    let ips: Vec<String> = pod.ips().iter().map(ToString::to_string).collect();
+    json!({"uid": pod.uid(), "namespace": pod.kube_namespace(), "name": pod.name(), "serviceAccount": "default", "ips": ips})
 }
 
 /// The process of a proxy; the agent's leftovers are cleaned up with it.
@@ -95,7 +119,16 @@ impl Stand {
     pub fn build(subject: Subject, name: &str, programs: &Programs) -> Result<Self> {
         let node = Node::new("bench")?;
         let client = node.pod(PodSpec::new(NAMESPACE, "client"))?;
-        let backend = |name: &str| node.pod(PodSpec::new(NAMESPACE, name).label("app", "web").label("name", name));
+        let far = if subject.crosses() { Some(Node::numbered("bench-far", 1)?) } else { None };
+        let link = far.as_ref().map(|far| Link::between(&[node.clone(), far.clone()])).transpose()?;
+        let backend = |name: &str| {
+            let spec = PodSpec::new(NAMESPACE, name).label("app", "web").label("name", name);
+            match &far {
+                // Nodes number their pods by themselves, each from one.
+                Some(far) => far.pod_of(spec, &format!("00000000-0000-4000-8001-00000000000{name}")),
+                None => node.pod(spec),
+            }
+        };
         let backends = [backend("a")?, backend("b")?];
         let mut manifests = Manifests::new(&node)?;
         manifests.put(&meshed_namespace(NAMESPACE))?;
@@ -115,19 +148,23 @@ impl Stand {
         let memory = MemoryGroup::new(&node.cgroup().join("agent"), &format!("{}{name}", node.prefix()))?;
         let mut stand = Self {
             _steering: None,
-            proxy: None,
+            proxies: Vec::new(),
             _responders: Vec::new(),
             memory,
             client,
             backends,
             subject,
             _manifests: manifests,
+            _link: link,
+            far,
             node,
         };
         stand._responders = stand.start_responders()?;
         match subject {
             Subject::Direct => {}
-            Subject::Weft => stand.start_agent()?,
+            Subject::Weft => stand.start_agent(&stand.node.clone(), 3, Vec::new())?,
+            Subject::WeftNodes => stand.start_agents()?,
+            Subject::EnvoyNodes => stand.start_envoys(programs)?,
             Subject::Peer(peer) => stand.start_peer(peer, programs)?,
         }
         Ok(stand)
@@ -149,17 +186,56 @@ impl Stand {
             .collect()
     }
 
-    fn start_agent(&mut self) -> Result<()> {
-        let options = AgentOptions { workers: Some(1), log: "warn".to_owned(), ..AgentOptions::default() };
-        let inner = agent::run_command(&self.node, self._manifests.dir(), &options)?;
+    fn start_agent(&mut self, node: &Node, pods: usize, arguments: Vec<String>) -> Result<()> {
+        let options = AgentOptions { workers: Some(1), log: "warn".to_owned(), arguments, ..AgentOptions::default() };
+        let inner = agent::run_command(node, self._manifests.dir(), &options)?;
         let mut command = self.proxy_place().around(&inner);
         command.env("WEFT_LOG", &options.log);
-        let process = Process::start(command, &self.log())?;
-        self.proxy = Some(Proxy { process, agent_of: Some(self.node.clone()) });
-        self.wait_for("the agent to capture all pods", |stand| {
-            let status = agent::status(&stand.node)?;
-            Ok((status.ready && status.pods.len() == 3 && status.pods.iter().all(|pod| pod.captured)).then_some(()))
+        let process = Process::start(command, &node.state_dir().join("proxy.log"))?;
+        self.proxies.push(Proxy { process, agent_of: Some(node.clone()) });
+        let node = node.clone();
+        self.wait_for("the agent to capture all pods", |_| {
+            let status = agent::status(&node)?;
+            if status.ready && status.pods.len() == pods && status.pods.iter().all(|pod| pod.captured) {
+                return Ok(Some(()));
+            }
+            bail!("its status is {status:?}")
         })
+    }
+
+    /// Agents of both nodes, with one authority, that know of each other's pods.
+    fn start_agents(&mut self) -> Result<()> {
+        let far = self.far.clone().context("there is only one node")?;
+        let published: Vec<_> = self.backends.iter().map(published).collect();
+        self._manifests.put(&json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "NodeWorkloads", "metadata": {"name": format!("{}-0", far.name())},
+            "spec": {"node": far.name(), "pods": published},
+        }))?;
+        let keys = self.node.state_dir().join("authority.pem").display().to_string();
+        for (node, pods) in [(self.node.clone(), 1), (far, 2)] {
+            self.start_agent(&node, pods, vec!["--ca-keys-file".to_owned(), keys.clone()])?;
+        }
+        Ok(())
+    }
+
+    /// An Envoy in front of the client, and one on the node of the backends.
+    fn start_envoys(&mut self, programs: &Programs) -> Result<()> {
+        let far = self.far.clone().context("there is only one node")?;
+        let backends = [0, 1].map(|index| SocketAddr::from((self.backends[index].ipv4(), POD_PORT)));
+        let place = Place::new(&far.cgroup().join("agent"), &far.namespace().path(), limits::PROXY_CORE);
+        let [near, beyond] = tls::write(&self.node.state_dir(), far.ips().0, backends)?;
+        let process =
+            Process::start(peer::envoy_command(programs, &place, &beyond), &far.state_dir().join("proxy.log"))?;
+        let pid = process.id();
+        self.proxies.push(Proxy { process, agent_of: None });
+        self.wait_for("the far Envoy to listen", |_| steer::listening_inode(pid, tls::PORTS[1]).map(Some))?;
+        let process = Process::start(peer::envoy_command(programs, &self.proxy_place(), &near), &self.log())?;
+        let pid = process.id();
+        self.proxies.push(Proxy { process, agent_of: None });
+        self.wait_for("the near Envoy to listen", |_| steer::listening_inode(pid, peer::PORT).map(Some))?;
+        let service = self.target(Way::Service);
+        self._steering = Some(Steering::start(&self.node, &self.client, pid, peer::PORT, &[service])?);
+        Ok(())
     }
 
     fn start_peer(&mut self, peer: Peer, programs: &Programs) -> Result<()> {
@@ -167,7 +243,7 @@ impl Stand {
         let command = peer.command(programs, &self.proxy_place(), &self.node.state_dir(), backends)?;
         let process = Process::start(command, &self.log())?;
         let pid = process.id();
-        self.proxy = Some(Proxy { process, agent_of: None });
+        self.proxies.push(Proxy { process, agent_of: None });
         self.wait_for("the proxy to listen", |_| steer::listening_inode(pid, peer::PORT).map(Some))?;
         let service = self.target(Way::Service);
         self._steering = Some(Steering::start(&self.node, &self.client, pid, peer::PORT, &[service])?);
@@ -183,7 +259,7 @@ impl Stand {
                 Ok(None) => None,
                 Err(error) => Some(error),
             };
-            let proxy = self.proxy.as_mut().context("no proxy was started")?;
+            let proxy = self.proxies.last_mut().context("no proxy was started")?;
             let ended = proxy.process.has_ended()?;
             if ended.is_some() || Instant::now() > deadline {
                 let log = proxy.process.log_tail(20);
@@ -219,11 +295,12 @@ impl Stand {
     }
 
     /// The cgroups whose CPU time counts: the proxy's (or the backends', twice, if there is none), then the client's, then those of
-    /// the backends.
+    /// the backends, then that of the other node's proxy.
     #[must_use]
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let backends = self.backends.iter().map(|pod| pod.cgroup().to_path_buf());
-        [self.proxy_cgroup(), self.client.cgroup().to_path_buf()].into_iter().chain(backends).collect()
+        let far = self.far.iter().map(|far| far.cgroup().join("agent"));
+        [self.proxy_cgroup(), self.client.cgroup().to_path_buf()].into_iter().chain(backends).chain(far).collect()
     }
 
     /// Runs the load generator in the client pod. `wrapper` is put before its command line.
@@ -286,7 +363,11 @@ impl Stand {
     /// # Errors
     /// When its cgroup cannot be read.
     pub fn proxy_processes(&self) -> Result<Vec<u32>> {
-        accounting::processes(&self.proxy_cgroup())
+        let mut all = accounting::processes(&self.proxy_cgroup())?;
+        if let Some(far) = &self.far {
+            all.extend(accounting::processes(&far.cgroup().join("agent"))?);
+        }
+        Ok(all)
     }
 
     /// The process that answers, if there is no proxy.

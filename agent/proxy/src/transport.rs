@@ -122,7 +122,13 @@ impl Worker {
                 ));
             }
         };
-        match self.credential(&pod.account).await {
+        let credential = self.credentials.as_ref().and_then(|credentials| credentials.of(&pod.account));
+        let credential = match credential {
+            Some(credential) => Some(credential),
+            // Boxed, because it is rare and would make every request's future larger.
+            None => Box::pin(self.credential(&pod.account)).await,
+        };
+        match credential {
             Some(credential) => Ok(Transport::Mutual { peer, credential }),
             None => Err(LocalReply::new(
                 Reason::NoCertificate,
