@@ -1,5 +1,5 @@
 //! From Istio's kinds to SMI's: VirtualService and DestinationRule to TrafficSplit and HTTPRouteGroup, AuthorizationPolicy to
-//! TrafficTarget.
+//! TrafficTarget, PeerAuthentication to a label of its namespace.
 //!
 //! An object is carried whole or not at all: what SMI has no words for is refused by name, and nothing comes of its object, unless
 //! the caller asks for what is left. What would let more through than the original is never carried.
@@ -13,6 +13,7 @@ mod access;
 mod destination_rule;
 mod fields;
 mod matches;
+mod peer_authentication;
 mod virtual_service;
 
 pub(crate) use fields::{Object, Refusals};
@@ -64,10 +65,9 @@ pub(crate) struct World<'a> {
 }
 
 /// Why kinds of Istio's as a whole cannot be carried.
-const KINDS_REFUSED: [(&str, &str); 9] = [
+const KINDS_REFUSED: [(&str, &str); 8] = [
     ("Gateway", "SMI has nothing for traffic from outside; weft will take Gateway API's Gateway in a later version"),
     ("ServiceEntry", "SMI has nothing for hosts outside of the cluster; weft leaves such traffic alone"),
-    ("PeerAuthentication", "weft has no mutual TLS in this version"),
     ("RequestAuthentication", "weft does not check tokens"),
     ("Sidecar", "weft has no sidecars: there is nothing to configure"),
     ("EnvoyFilter", "weft has no Envoy"),
@@ -112,6 +112,7 @@ pub fn convert(documents: &[Value], partial: bool) -> Conversion {
                 destination_rule::convert(&object, &world, &mut refusals)
             }
             "AuthorizationPolicy" if object.is_istio("security") => access::convert(&object, &world, &mut refusals),
+            "PeerAuthentication" if object.is_istio("security") => peer_authentication::convert(&object, &mut refusals),
             kind => {
                 let why = KINDS_REFUSED.iter().find(|(refused, _)| *refused == kind).map(|(_, why)| *why);
                 refusals.refuse("kind", why.unwrap_or("unknown: it is not carried").to_owned());
@@ -119,7 +120,8 @@ pub fn convert(documents: &[Value], partial: bool) -> Conversion {
             }
         };
         let whole = refusals.refused.is_empty();
-        if whole || (partial && object.kind != "AuthorizationPolicy") {
+        let is_access = matches!(object.kind.as_str(), "AuthorizationPolicy" | "PeerAuthentication");
+        if whole || (partial && !is_access) {
             let from = object.to_string();
             conversion.objects.extend(manifests.into_iter().map(|manifest| Converted { from: from.clone(), manifest }));
             conversion.notes.extend(refusals.notes.into_iter().map(|(field, why)| object.refused(index, field, why)));
@@ -130,10 +132,27 @@ pub fn convert(documents: &[Value], partial: bool) -> Conversion {
     conversion
 }
 
-/// The same object may come of two: a Service that two subsets need, a Namespace. One of them is enough, and must be the same.
+/// The same object may come of two: a Service that two subsets need, a Namespace. One of them is enough, and must be the same; a
+/// Namespace has the labels of both, because whoever applies one after the other would take those of the first away.
 fn merge(conversion: &mut Conversion) {
     let mut seen: Vec<Converted> = Vec::new();
-    for one in std::mem::take(&mut conversion.objects) {
+    for mut one in std::mem::take(&mut conversion.objects) {
+        let is_same_namespace = |other: &Converted| {
+            one.manifest["kind"] == "Namespace"
+                && other.manifest["kind"] == "Namespace"
+                && other.manifest["metadata"]["name"] == one.manifest["metadata"]["name"]
+        };
+        if let Some(other) = seen.iter().position(is_same_namespace) {
+            let labels = one.manifest["metadata"]["labels"].as_object_mut().map(std::mem::take).unwrap_or_default();
+            for (label, value) in labels {
+                let into = &mut seen[other].manifest["metadata"]["labels"][&label];
+                // Of two that differ the one that lets less through.
+                if *into != "strict" {
+                    *into = value;
+                }
+            }
+            continue;
+        }
         if !seen.iter().any(|other| other.manifest == one.manifest) {
             seen.push(one);
         }

@@ -14,7 +14,7 @@ use crate::smi::http_route_group::METHODS;
 const ACCESS: &str = "access.smi-spec.io/v1alpha4";
 const SPECS: &str = "specs.smi-spec.io/v1alpha4";
 /// The namespace whose policies hold for all of Istio's mesh, by default.
-const ISTIO_ROOT_NAMESPACE: &str = "istio-system";
+pub(super) const ISTIO_ROOT_NAMESPACE: &str = "istio-system";
 
 const SOURCE_REASONS: [(&str, &str); 12] = [
     ("ipBlocks", "SMI knows sources by service account, never by address"),

@@ -329,3 +329,41 @@ fn broken_documents_never_panic() {
         }
     }
 }
+
+#[test]
+fn peer_authentication_becomes_the_mode_of_its_namespace() {
+    let policy = |spec: Value| istio("security", "PeerAuthentication", "default", spec);
+    let strict = || json!({"mtls": {"mode": "STRICT"}});
+    let label = |documents: &[Value]| {
+        let found = carried(documents);
+        found.get("Namespace shop").map(|namespace| namespace["metadata"]["labels"].clone())
+    };
+    assert_eq!(label(&[policy(strict())]), Some(json!({"weft.dev/mtls": "strict"})));
+    assert_eq!(label(&[policy(json!({"mtls": {"mode": "PERMISSIVE"}}))]), Some(json!({"weft.dev/mtls": "permissive"})));
+    assert_eq!(label(&[policy(json!({"mtls": {"mode": "DISABLE"}}))]), Some(json!({"weft.dev/mtls": "permissive"})));
+    for unset in [json!({}), json!({"mtls": {}}), json!({"mtls": {"mode": "UNSET"}})] {
+        assert_eq!(label(&[policy(unset)]), None);
+    }
+    // With what else comes for the same namespace: whoever applies both keeps both.
+    let deny = istio("security", "AuthorizationPolicy", "none", json!({}));
+    let both = json!({"weft.dev/mtls": "strict", "weft.dev/default": "deny"});
+    assert_eq!(label(&[deny, policy(strict()), policy(json!({"mtls": {"mode": "DISABLE"}}))]), Some(both));
+    let mut everywhere = policy(strict());
+    everywhere["metadata"]["namespace"] = json!("istio-system");
+    for (document, field) in [
+        (everywhere, "spec.mtls.mode"),
+        (policy(json!({"mtls": {"mode": "STRICT"}, "selector": {"matchLabels": {"app": "web"}}})), "spec.selector"),
+        (
+            policy(json!({"mtls": {"mode": "STRICT"}, "portLevelMtls": {"80": {"mode": "DISABLE"}}})),
+            "spec.portLevelMtls",
+        ),
+        (policy(json!({"mtls": {"mode": "strict"}})), "spec.mtls.mode"),
+        (policy(json!({"mtls": {"mode": 1}})), "spec.mtls.mode"),
+        (policy(json!({"mtls": "STRICT"})), "spec.mtls"),
+    ] {
+        // Not in part either: what is left could let more through.
+        let conversion = convert(std::slice::from_ref(&document), true);
+        assert_eq!((conversion.objects.len(), conversion.refused.len()), (0, 1), "{document}");
+        assert_eq!(conversion.refused[0].field, field, "{document}");
+    }
+}
