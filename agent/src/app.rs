@@ -46,6 +46,7 @@ use crate::{
     limits,
     locate::{HostPaths, Locate},
     metrics::AgentMetrics,
+    prove,
     reconcile::Reconciler,
     removal,
     state::Shared,
@@ -211,6 +212,10 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     // Not before the first pods have said what they need: they are asked for together.
     let identities = identities.map(|(_, manager)| tokio::spawn(manager.run()));
     let publisher = source.publish(args, &shared, &registry)?;
+    let prover = publisher.as_ref().and(shared.identity.clone()).map(|store| {
+        let (readiness, sockets) = (Arc::clone(&shared.readiness), shared.capture().sockets());
+        tokio::spawn(prove::run(readiness, sockets, store))
+    });
     let (change_tx, change_rx) = mpsc::channel(limits::RECONCILE_QUEUE_MAX);
     let tasks = [
         tokio::spawn(sweep(Arc::clone(&shared))),
@@ -224,7 +229,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     let ending = wait_for_end(&shared, &handover_socket, &drain, &mut signals).await;
     shared.set_draining();
-    for task in tasks.into_iter().chain(status).chain(publisher).chain(cni).chain(identities) {
+    for task in tasks.into_iter().chain(status).chain(publisher).chain(prover).chain(cni).chain(identities) {
         task.abort();
     }
     if let Ending::HandedOver(successor) = &ending {
@@ -357,6 +362,7 @@ impl Source {
             let is_valid = |credential: Arc<Credential>| credential.svid().not_after > SystemTime::now();
             shared.readiness.set_certificates(Box::new(move |account| store.of(account).is_some_and(is_valid)));
         }
+        shared.readiness.require_proof();
         let metrics = PublishMetrics::register(registry)?;
         let publisher = Publisher::new(client, &args.node, Arc::clone(&shared.readiness), metrics);
         Ok(Some(tokio::spawn(publisher.run())))

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod older;
 pub mod pods;
 pub mod probe;
+pub mod prove;
 pub mod readiness;
 pub mod reconcile;
 pub mod removal;

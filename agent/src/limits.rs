@@ -204,3 +204,7 @@ pub const TOKEN_BYTES_MAX: u64 = 16 << 10;
 pub const AUTHORITY_WORDS_MAX: usize = 300;
 /// Different reasons of failures that metrics tell apart; the authority's words are not ours to count.
 pub const IDENTITY_REASONS_MAX: usize = 48;
+/// How long a pod may take to prove that it takes mutual TLS: it is on this node, and a handshake takes a millisecond.
+pub const PROVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How soon a pod that did not is tried again.
+pub const PROVE_AGAIN: Duration = Duration::from_secs(1);

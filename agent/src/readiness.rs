@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,13 +27,15 @@ pub enum Withheld {
     NoIdentity,
     /// Its service account has no certificate yet, or not any more.
     NoCertificate,
-    /// Somebody holds it back: it did not pass its probe.
+    /// It has not proved yet that it takes mutual TLS.
+    Unproved,
+    /// Somebody holds it back.
     HeldBack,
 }
 
 impl Withheld {
     /// Every reason.
-    pub const ALL: [Self; 3] = [Self::NoIdentity, Self::NoCertificate, Self::HeldBack];
+    pub const ALL: [Self; 4] = [Self::NoIdentity, Self::NoCertificate, Self::Unproved, Self::HeldBack];
 
     /// As a label.
     #[must_use]
@@ -41,6 +43,7 @@ impl Withheld {
         match self {
             Self::NoIdentity => "no_identity",
             Self::NoCertificate => "no_certificate",
+            Self::Unproved => "unproved",
             Self::HeldBack => "held_back",
         }
     }
@@ -51,6 +54,10 @@ impl Withheld {
 pub struct Readiness {
     pods: Mutex<State>,
     certificates: OnceLock<HasCertificate>,
+    /// Whether each pod has to prove itself first.
+    proof: AtomicBool,
+    /// A pod was captured.
+    news: Notify,
     /// Something must be taken back at once.
     urgent: Notify,
     published: watch::Sender<Arc<BTreeSet<WorkloadId>>>,
@@ -61,6 +68,8 @@ pub struct Readiness {
 struct State {
     captured: BTreeMap<WorkloadId, PublishedPod>,
     held_back: BTreeMap<WorkloadId, String>,
+    /// Why each of them has not proved itself; in words, if it was tried.
+    unproved: BTreeMap<WorkloadId, String>,
 }
 
 impl Readiness {
@@ -70,9 +79,49 @@ impl Readiness {
         let _ = self.certificates.set(has);
     }
 
+    /// From now on a pod is published only after [`proved`](Self::proved).
+    pub fn require_proof(&self) {
+        self.proof.store(true, Ordering::Relaxed);
+        let mut state = self.state();
+        let captured: Vec<_> = state.captured.keys().cloned().collect();
+        state.unproved.extend(captured.into_iter().map(|id| (id, String::new())));
+    }
+
     /// A pod with its own addresses is captured.
     pub fn captured(&self, pod: PublishedPod) {
-        self.state().captured.insert(pod.id.clone(), pod);
+        let mut state = self.state();
+        let is_new = state.captured.insert(pod.id.clone(), pod.clone()).is_none_or(|before| before != pod);
+        if is_new && self.proof.load(Ordering::Relaxed) {
+            state.unproved.insert(pod.id, String::new());
+            self.news.notify_one();
+        }
+    }
+
+    /// Until a pod was captured that has not proved itself.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// The pods that have a certificate to prove themselves with, and have not done so.
+    #[must_use]
+    pub fn unproved(&self) -> Vec<PublishedPod> {
+        let state = self.state();
+        let has = |account| self.certificates.get().is_some_and(|has_certificate| has_certificate(account));
+        let unproved = state.unproved.keys().filter_map(|id| state.captured.get(id));
+        unproved.filter(|pod| has(&pod.account)).cloned().collect()
+    }
+
+    /// A pod has taken mutual TLS, or why it has not. Tells whether that is news.
+    pub fn proved(&self, pod: &PublishedPod, outcome: Result<(), String>) -> bool {
+        let mut state = self.state();
+        // It may be another one by now.
+        if state.captured.get(&pod.id) != Some(pod) {
+            return false;
+        }
+        match outcome {
+            Ok(()) => state.unproved.remove(&pod.id).is_some(),
+            Err(reason) => state.unproved.insert(pod.id.clone(), reason.clone()).is_some_and(|before| before != reason),
+        }
     }
 
     /// A pod is not captured any more, and nobody waits for other nodes to hear of it.
@@ -80,6 +129,7 @@ impl Readiness {
         let mut state = self.state();
         state.captured.remove(id);
         state.held_back.remove(id);
+        state.unproved.remove(id);
     }
 
     /// A pod is not to be published, for a reason that is told to people.
@@ -126,7 +176,8 @@ impl Readiness {
         let state = self.state();
         let withheld = state.captured.iter().filter_map(|(id, pod)| {
             let why = self.withheld_by(&state, id, pod)?;
-            Some((pod.clone(), why, state.held_back.get(id).cloned().unwrap_or_default()))
+            let words = state.held_back.get(id).or_else(|| state.unproved.get(id));
+            Some((pod.clone(), why, words.cloned().unwrap_or_default()))
         });
         withheld.collect()
     }
@@ -164,7 +215,10 @@ impl Readiness {
         if !has_certificate(&pod.account) {
             return Some(Withheld::NoCertificate);
         }
-        state.held_back.contains_key(id).then_some(Withheld::HeldBack)
+        if state.held_back.contains_key(id) {
+            return Some(Withheld::HeldBack);
+        }
+        state.unproved.contains_key(id).then_some(Withheld::Unproved)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -206,6 +260,33 @@ mod tests {
         assert_eq!(ids(&readiness), ["a"]);
         readiness.gone(&WorkloadId::new("a"));
         assert_eq!((ids(&readiness).len(), readiness.withheld().len()), (0, 1));
+    }
+
+    #[test]
+    fn where_proof_is_required_a_pod_is_published_once_it_has_proved_itself() {
+        let readiness = Readiness::default();
+        readiness.set_certificates(Box::new(|account| &*account.name == "web"));
+        let (a, b) = (pod("a", "web"), pod("b", "db"));
+        readiness.captured(a.clone());
+        readiness.require_proof();
+        readiness.captured(b);
+        assert_eq!(
+            (ids(&readiness), readiness.unproved()),
+            (Vec::new(), vec![a.clone()]),
+            "b has nothing to prove it with"
+        );
+        assert!(readiness.proved(&a, Err("reset".to_owned())));
+        assert!(!readiness.proved(&a, Err("reset".to_owned())), "that is no news");
+        assert_eq!((readiness.withheld()[0].1, readiness.withheld()[0].2.as_str()), (Withheld::Unproved, "reset"));
+        assert!(readiness.proved(&a, Ok(())));
+        assert_eq!(ids(&readiness), ["a"]);
+        // The same again is no news, another address is.
+        readiness.captured(a.clone());
+        assert_eq!(ids(&readiness), ["a"]);
+        let moved = PublishedPod { ips: ["10.0.0.2".parse().unwrap()].into(), ..a.clone() };
+        readiness.captured(moved);
+        assert_eq!(ids(&readiness), [""; 0]);
+        assert!(!readiness.proved(&a, Ok(())), "what was proved of the other one counts for nothing");
     }
 
     #[tokio::test]

@@ -319,13 +319,15 @@ pub fn access_of(pods: &[PodAccess]) -> String {
 }
 
 /// Columns of `weft flows`, with the fields behind them.
-const FLOW_COLUMNS: [(&str, &str); 12] = [
+const FLOW_COLUMNS: [(&str, &str); 14] = [
     ("DIRECTION", "direction"),
     ("SOURCE", "source"),
     ("DESTINATION", "destination"),
     ("BACKEND", "backend"),
     ("ENDPOINT", "endpoint"),
     ("PROTOCOL", "protocol"),
+    ("ENCRYPTION", "encryption"),
+    ("PEER IDENTITY", "peer_identity"),
     ("SERVER NAME", "server_name"),
     ("ALPN", "alpn"),
     ("AGE MS", "age_ms"),

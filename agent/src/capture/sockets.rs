@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -157,6 +157,25 @@ impl CaptureSockets {
         })?;
         self.tag(socket.as_fd(), 0)?;
         Ok(DialSocket { socket, lease: Lease(Some(Box::new(lease))) })
+    }
+
+    /// A socket of the node itself that comes to a pod as another node's agent does: from a port of the block, and not as the node's own.
+    ///
+    /// # Errors
+    /// When no port of the block is free here, or the kernel refuses.
+    pub fn probe(&self, to: SocketAddr) -> io::Result<Socket> {
+        let socket = stream(to)?;
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        // Nobody keeps the node's own ports of the block free; one of a few that are tried will be.
+        let bound = (0..SOURCE_PORT_TRIES_MAX).any(|_| {
+            let port = fastrand::u16(ports::TLS_DIAL_FIRST..=ports::TLS_DIAL_LAST);
+            socket.bind(&SocketAddr::new(any, port).into()).is_ok()
+        });
+        if !bound {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        self.tag(socket.as_fd(), 0).map_err(io::Error::other)?;
+        Ok(socket)
     }
 
     fn inbound(&self, pod: &PodSockets, client: SocketAddr, to: SocketAddr) -> Result<DialSocket, SocketError> {
