@@ -9,6 +9,7 @@ pub mod controllers;
 pub mod door;
 pub mod faults;
 mod members;
+pub mod mirror;
 pub mod mixed;
 pub mod server;
 pub mod shop;

@@ -44,6 +44,9 @@ pub struct PortStats {
     pub requests: u64,
     /// Connections by the peer's address.
     pub peers: BTreeMap<String, u64>,
+    /// Connections to a port of TCP whose first bytes were those of a TLS ClientHello (RFC 8446, section 5.1).
+    #[serde(default)]
+    pub client_hellos: u64,
 }
 
 impl ServerStats {
@@ -57,6 +60,12 @@ impl ServerStats {
     #[must_use]
     pub fn connections_to(&self, port: u16) -> u64 {
         self.ports.get(&port).map_or(0, |port| port.connections)
+    }
+
+    /// TLS handshakes that came to ports which know no TLS.
+    #[must_use]
+    pub fn client_hellos(&self) -> u64 {
+        self.ports.values().map(|port| port.client_hellos).sum()
     }
 
     /// Requests of all ports.

@@ -4,13 +4,14 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
 use super::Cluster;
 use crate::{
-    Process, command,
+    Pod, Process, command,
     programs::{nginx, script},
     testpod::talk::Transcript,
 };
@@ -33,6 +34,8 @@ pub const GREET: u16 = 9003;
 pub const SUM: u16 = 9004;
 const GRPC: u16 = 50_051;
 const WEBSOCKET: u16 = 8765;
+/// One step of a conversation is done by then, also on a busy machine and over a link that loses packets.
+const IN_TIME: Duration = Duration::from_secs(30);
 /// Bytes of a body that is compared byte by byte.
 const BODY_BYTES: usize = 3 << 20;
 
@@ -135,7 +138,7 @@ impl Mixed {
 /// Sends one kind of traffic with a word in it; gives the words that crossed.
 type Sends = fn(&Cluster, IpAddr, &str) -> Result<String>;
 
-fn client(cluster: &Cluster) -> Result<&crate::Pod> {
+fn client(cluster: &Cluster) -> Result<&Pod> {
     Ok(&cluster.pod(NAMESPACE, CLIENT)?.pod)
 }
 
@@ -143,13 +146,13 @@ fn curl(cluster: &Cluster, args: &[&str]) -> Result<String> {
     command::output(client(cluster)?.command("curl").args(["-sSg", "--max-time", "30"]).args(args))
 }
 
-/// A scripted conversation of the client; see [`crate::testpod::talk`].
+/// A scripted conversation of a pod, each step of which may take so long; see [`crate::testpod::talk`].
 ///
 /// # Errors
 /// When the client fails as a program.
-pub fn talk(cluster: &Cluster, to: SocketAddr, steps: &[&str]) -> Result<Transcript> {
-    let mut command = client(cluster)?.testpod()?;
-    command.args(["talk", "--to", &to.to_string(), "--timeout-ms", "30000"]);
+pub fn talk(pod: &Pod, to: SocketAddr, step_timeout: Duration, steps: &[&str]) -> Result<Transcript> {
+    let mut command = pod.testpod()?;
+    command.args(["talk", "--to", &to.to_string(), "--timeout-ms", &step_timeout.as_millis().to_string()]);
     command.args(steps.iter().flat_map(|step| ["--step", step]));
     let output = command::output(&mut command)?;
     serde_json::from_str(&output).with_context(|| format!("cannot read the transcript {output:?}"))
@@ -197,14 +200,15 @@ fn websocket(cluster: &Cluster, ip: IpAddr, word: &str) -> Result<String> {
 
 fn echo(cluster: &Cluster, ip: IpAddr, word: &str) -> Result<String> {
     let to = SocketAddr::new(ip, ECHO);
-    let said = talk(cluster, to, &[&format!("send:{word}"), &format!("until:{word}"), "shutdown", "end"])?;
+    let said =
+        talk(client(cluster)?, to, IN_TIME, &[&format!("send:{word}"), &format!("until:{word}"), "shutdown", "end"])?;
     ensure!(said.end == "eof" && said.received == word, "{said:?}");
     Ok(word.to_owned())
 }
 
 /// The server's words are its own: who it is, and whom it sees.
 fn greet(cluster: &Cluster, ip: IpAddr, _word: &str) -> Result<String> {
-    let said = talk(cluster, SocketAddr::new(ip, GREET), &["end"])?;
+    let said = talk(client(cluster)?, SocketAddr::new(ip, GREET), IN_TIME, &["end"])?;
     let sees: Vec<IpAddr> = client(cluster)?.ips().into_iter().filter(|own| own.is_ipv4() == ip.is_ipv4()).collect();
     let begins = format!("{SERVER} {} ", sees[0]);
     ensure!(said.end == "eof" && said.received.starts_with(&begins), "{said:?} does not begin with {begins:?}");
@@ -214,7 +218,7 @@ fn greet(cluster: &Cluster, ip: IpAddr, _word: &str) -> Result<String> {
 fn sum(cluster: &Cluster, ip: IpAddr, word: &str) -> Result<String> {
     const MORE: usize = 1_000_000;
     let (send, fill) = (format!("send:{word}"), format!("fill:{MORE}"));
-    let said = talk(cluster, SocketAddr::new(ip, SUM), &[&send, &fill, "shutdown", "end"])?;
+    let said = talk(client(cluster)?, SocketAddr::new(ip, SUM), IN_TIME, &[&send, &fill, "shutdown", "end"])?;
     let expected = format!("{}\n", MORE + word.len());
     ensure!(said.end == "eof" && said.received == expected, "{said:?} is not {expected:?}");
     Ok(word.to_owned())

@@ -41,6 +41,11 @@ impl Counters {
         self.update(port, |stats| stats.requests += 1);
     }
 
+    /// A connection began with a TLS ClientHello.
+    pub fn client_hello(&self, port: u16) {
+        self.update(port, |stats| stats.client_hellos += 1);
+    }
+
     fn update(&self, port: u16, change: impl FnOnce(&mut PortStats)) {
         change(self.ports.lock().unwrap_or_else(PoisonError::into_inner).entry(port).or_default());
     }

@@ -88,10 +88,14 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, habit: Habit, counter
     stream.set_nodelay(true)?;
     let line = format!("{} {} {}\n", counters.name, peer_ip(peer), stream.local_addr()?.ip().to_canonical());
     match habit {
-        Habit::Echo => echo(&mut stream).await?,
+        Habit::Echo => {
+            look(&stream, counters).await?;
+            echo(&mut stream).await?;
+        }
         Habit::Greet => {
             stream.write_all(line.as_bytes()).await?;
             stream.shutdown().await?;
+            look(&stream, counters).await?;
             drain(&mut stream).await?;
         }
         Habit::Ask => {
@@ -101,6 +105,7 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, habit: Habit, counter
             echo(&mut stream).await?;
         }
         Habit::Sum => {
+            look(&stream, counters).await?;
             let total = drain(&mut stream).await?;
             stream.write_all(format!("{total}\n").as_bytes()).await?;
             stream.shutdown().await?;
@@ -115,6 +120,17 @@ async fn converse(mut stream: TcpStream, peer: SocketAddr, habit: Habit, counter
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         }
         Habit::Stall => tokio::time::sleep(STALL).await,
+    }
+    Ok(())
+}
+
+/// Waits for the first bytes, and notes if they are those of a TLS handshake.
+async fn look(stream: &TcpStream, counters: &Counters) -> Result<()> {
+    /// Type of a record that is part of a handshake; no word of a test begins with this byte.
+    const HANDSHAKE: u8 = 22;
+    let mut first = [0];
+    if stream.peek(&mut first).await? > 0 && first[0] == HANDSHAKE {
+        counters.client_hello(stream.local_addr()?.port());
     }
     Ok(())
 }
