@@ -17,7 +17,7 @@ use crate::{limits, state::Shared, watch::kube::ledger::Note};
 
 mod conditions;
 mod events;
-mod lease;
+pub(crate) mod lease;
 pub mod publish;
 pub mod widened;
 mod writer;
@@ -25,6 +25,9 @@ mod writer;
 use conditions::Outcome;
 use lease::Lease;
 use writer::{WriteError, Writer};
+
+/// Name of the Lease in the agent's own namespace.
+const LEASE: &str = "weft-status";
 
 /// Who writes, and where the Lease is.
 #[derive(Clone, Debug)]
@@ -71,7 +74,7 @@ impl Status {
         Self {
             shared,
             writer: Writer::new(client.clone(), &identity),
-            lease: Lease::new(client.clone(), &identity),
+            lease: Lease::new(client.clone(), &identity, LEASE),
             identity,
             seen: None,
             written: BTreeMap::new(),

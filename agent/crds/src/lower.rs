@@ -10,6 +10,7 @@ use weft_policy::{
 };
 
 use crate::{
+    core::{namespace::Namespace, pod::Pod},
     decode, limits,
     store::{Dirty, ObjectStore},
 };
@@ -22,6 +23,12 @@ mod services;
 mod workloads;
 
 pub(crate) use services::BALANCE_ANNOTATION;
+
+/// Whether the connections of a pod are captured, by what it and its namespace say. One whose namespace is not known is left alone.
+#[must_use]
+pub fn is_meshed(namespace: Option<&Namespace>, pod: &Pod) -> bool {
+    workloads::meshed(namespace, pod, &mut Findings::default()) && !pod.ended
+}
 
 /// Lowers the units that changed.
 #[must_use]

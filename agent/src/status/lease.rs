@@ -1,4 +1,4 @@
-//! The Lease that says which agent writes (`coordination.k8s.io/v1`), held as client-go's leader election does: whoever sees it unchanged
+//! A Lease, that says which one of several writes (`coordination.k8s.io/v1`), held as client-go's leader election does: whoever sees it unchanged
 //! for its whole duration, by its own clock, may take it.
 
 use std::time::Duration;
@@ -17,11 +17,9 @@ use crate::{
     },
 };
 
-/// Name of the Lease in the agent's own namespace.
-const NAME: &str = "weft-status";
-
-pub(super) struct Lease {
+pub(crate) struct Lease {
     client: Client,
+    name: &'static str,
     path: String,
     namespace: String,
     holder: String,
@@ -33,9 +31,11 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(client: Client, identity: &Identity) -> Self {
+    /// A Lease of this name, in the namespace of whoever wants it.
+    pub(crate) fn new(client: Client, identity: &Identity, name: &'static str) -> Self {
         Self {
             client,
+            name,
             path: format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", identity.namespace),
             namespace: identity.namespace.clone(),
             holder: identity.holder.clone(),
@@ -45,13 +45,13 @@ impl Lease {
         }
     }
 
-    /// Whether this agent may write now.
-    pub(super) fn is_held(&self) -> bool {
+    /// Whether it is held now: nobody else writes.
+    pub(crate) fn is_held(&self) -> bool {
         self.held_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Takes or renews the Lease, if it is free or ours.
-    pub(super) async fn renew(&mut self) {
+    pub(crate) async fn renew(&mut self) {
         let asked = Instant::now();
         match self.attempt().await {
             Ok(true) => {
@@ -65,7 +65,7 @@ impl Lease {
             }
             Err(failure) => {
                 if !self.complained {
-                    tracing::warn!(reason = %failure.reason, error = failure.message, lease = NAME, namespace = self.namespace, "it cannot be told who writes the status of objects");
+                    tracing::warn!(reason = %failure.reason, error = failure.message, lease = self.name, namespace = self.namespace, "it cannot be told who holds the Lease");
                     self.complained = true;
                 }
             }
@@ -73,13 +73,13 @@ impl Lease {
     }
 
     async fn attempt(&mut self) -> Result<bool, Failure> {
-        let present = match self.send(Method::GET, &format!("{}/{NAME}", self.path), None).await {
+        let present = match self.send(Method::GET, &format!("{}/{}", self.path, self.name), None).await {
             Ok(present) => present,
             Err(failure) if failure.reason == Reason::NotServed => {
                 let spec = self.spec(&Value::Null);
                 let body = json!({
                     "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-                    "metadata": {"namespace": self.namespace, "name": NAME}, "spec": spec,
+                    "metadata": {"namespace": self.namespace, "name": self.name}, "spec": spec,
                 });
                 return lost_to_none(self.send(Method::POST, &self.path.clone(), Some(&body)).await);
             }
@@ -107,7 +107,7 @@ impl Lease {
             fields.insert("spec".to_owned(), spec);
         }
         // With its resourceVersion: whoever was faster has it.
-        lost_to_none(self.send(Method::PUT, &format!("{}/{NAME}", self.path), Some(&body)).await)
+        lost_to_none(self.send(Method::PUT, &format!("{}/{}", self.path, self.name), Some(&body)).await)
     }
 
     fn spec(&self, present: &Value) -> Value {

@@ -19,6 +19,7 @@ mod backoff;
 mod client;
 mod discovery;
 pub mod health;
+pub mod inventory;
 pub mod ledger;
 mod merge;
 mod reflect;

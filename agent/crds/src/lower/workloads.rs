@@ -130,7 +130,7 @@ fn object(pod: &Pod) -> ObjectRef {
     ObjectRef::new("Pod", &pod.meta.namespace, &pod.meta.name)
 }
 
-fn meshed(namespace: Option<&Namespace>, pod: &Pod, findings: &mut Findings) -> bool {
+pub(super) fn meshed(namespace: Option<&Namespace>, pod: &Pod, findings: &mut Findings) -> bool {
     let of_namespace =
         namespace.map_or(Choice::Absent, |namespace| choice(&namespace.meta.labels, MESH, &["enabled", "disabled"]));
     let mut meshed = matches!(of_namespace, Choice::Known("enabled"));

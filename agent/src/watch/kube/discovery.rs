@@ -217,7 +217,8 @@ fn request(path: &str) -> Result<http::Request<Vec<u8>>, Failure> {
         .map_err(|error| Failure::new(Reason::Refused, format!("{path} is no path: {error}")))
 }
 
-fn follow(
+/// Follows one kind, in a task of its own.
+pub(super) fn follow(
     client: &Client,
     resource: &Resource,
     sources: &Arc<Sources>,
