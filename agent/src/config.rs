@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use weft_identity::{TrustDomain, limits::TTL_DEFAULT};
 
-use crate::{cni::install::CniPlaces, limits, probe::Question, telemetry::LogFormat};
+use crate::{ca::CaArgs, cni::install::CniPlaces, limits, probe::Question, telemetry::LogFormat};
 
 /// weft's node agent: captures the connections of this node's pods with eBPF and carries them as policy says.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ pub enum Command {
     Cleanup(CleanupArgs),
     /// Remove weft from every node of a cluster: delete the agents' DaemonSet and wait until all have ended. Each undoes what it did.
     Uninstall(UninstallArgs),
+    /// Run the authority of the mesh: it gives agents certificates for the pods of their nodes.
+    Ca(CaArgs),
     /// Answer a container's probe: exit code 0 if the agent of this container is alive, or in charge and ready.
     Probe(ProbeArgs),
 }
@@ -258,7 +260,7 @@ impl std::fmt::Display for MetricsAddr {
     }
 }
 
-fn parse_metrics_addr(text: &str) -> Result<MetricsAddr, String> {
+pub(crate) fn parse_metrics_addr(text: &str) -> Result<MetricsAddr, String> {
     if text == "none" {
         return Ok(MetricsAddr(None));
     }
@@ -284,7 +286,9 @@ mod tests {
             let all = ["weft-agent", "run", "--node", "n"].iter().chain(args);
             Cli::try_parse_from(all).map(|cli| match cli.command {
                 Command::Run(args) => (args.source.manifests.is_some(), args.source.kubeconfig.is_some()),
-                Command::Cleanup(_) | Command::Uninstall(_) | Command::Probe(_) => unreachable!("the words say run"),
+                Command::Cleanup(_) | Command::Uninstall(_) | Command::Ca(_) | Command::Probe(_) => {
+                    unreachable!("the words say run")
+                }
             })
         };
         assert_eq!(sources(&["--manifests", "d"]).unwrap(), (true, false));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use weft_agent::{
-    app,
+    app, ca,
     config::{Cli, Command},
     probe, removal, report,
     telemetry::{Chain, LogFormat, init_logging},
@@ -30,6 +30,10 @@ fn main() -> ExitCode {
         Command::Uninstall(args) => {
             let _ = init_logging(LogFormat::Text);
             removal::uninstall(&args).map_err(|error| Chain(&error).to_string())
+        }
+        Command::Ca(args) => {
+            let _ = init_logging(args.log_format);
+            ca::run(&args).map_err(|error| Chain(&error).to_string())
         }
         Command::Probe(args) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
