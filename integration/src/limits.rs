@@ -37,3 +37,5 @@ pub const API_SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 pub const API_SERVER_GRACE: Duration = Duration::from_secs(3);
 /// One request to the API server; lists of 100,000 objects are among them.
 pub const API_TIMEOUT: Duration = Duration::from_secs(60);
+/// From start of an authority until it can sign: a Lease, two keys, and three looks of a second; more on a busy machine.
+pub const AUTHORITY_READY_TIMEOUT: Duration = Duration::from_secs(60);

@@ -23,7 +23,10 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-use super::server::{AGENT, ApiServer};
+use super::{
+    reviews::{self, Token, Tokens},
+    server::{AGENT, ApiServer},
+};
 use crate::{Node, namespace};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -64,6 +67,7 @@ struct Shared {
     /// What a request line has to contain, and what is done to such a request. The first one counts.
     rules: Mutex<Vec<(Vec<String>, Fault)>>,
     asked: Mutex<Vec<Asked>>,
+    tokens: Tokens,
     /// Counts how often all connections were ended.
     cuts: watch::Sender<u64>,
 }
@@ -78,6 +82,7 @@ impl Faults {
             upstream: server.plain_address(),
             rules: Mutex::default(),
             asked: Mutex::default(),
+            tokens: Tokens::default(),
             cuts: watch::channel(0).0,
         });
         let (stop, stopped) = oneshot::channel();
@@ -118,6 +123,22 @@ impl Faults {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
+    /// From now on, tokens are reviewed here, and this one says so. Others are none.
+    pub fn put_token(&self, token: &str, says: Token) {
+        self.shared.tokens.put(token, says);
+    }
+
+    /// From now on, this token is none.
+    pub fn remove_token(&self, token: &str) {
+        self.shared.tokens.remove(token);
+    }
+
+    /// Where it listens, in the node's namespace.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// The requests that were seen, oldest first.
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
@@ -129,7 +150,7 @@ impl Faults {
     /// # Errors
     /// When it cannot be written.
     pub fn kubeconfig(&self, server: &ApiServer) -> Result<PathBuf> {
-        server.kubeconfig_through(AGENT, "faults", &format!("http://{}", self.address))
+        server.kubeconfig_through(AGENT, "faults", &self.url())
     }
 }
 
@@ -178,11 +199,23 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             }
             response.body(Full::new(Bytes::from(text)).map_err(AnyError::from).boxed())?
         }
+        None if is_review(&shared, &request) => review(&shared, request).await?,
         Some(Fault::Cut(bytes)) => forward(&shared, request).await?.map(|body| Short { body, left: bytes }.boxed()),
         None => forward(&shared, request).await?.map(|body| body.map_err(AnyError::from).boxed()),
     };
     locked(&shared.asked)[number].code = response.status().as_u16();
     Ok(response)
+}
+
+fn is_review(shared: &Shared, request: &Request<Incoming>) -> bool {
+    request.uri().path() == reviews::PATH && !shared.tokens.is_empty()
+}
+
+async fn review(shared: &Shared, request: Request<Incoming>) -> Result<Response<AnyBody>, AnyError> {
+    let question = serde_json::from_slice(&request.into_body().collect().await?.to_bytes())?;
+    let answer = Bytes::from(shared.tokens.review(&question).to_string());
+    let response = Response::builder().status(StatusCode::CREATED).header("content-type", "application/json");
+    Ok(response.body(Full::new(answer).map_err(AnyError::from).boxed())?)
 }
 
 async fn forward(shared: &Shared, mut request: Request<Incoming>) -> Result<Response<Incoming>, AnyError> {
