@@ -27,32 +27,37 @@ type Channel =
     BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<hyper::body::Incoming>, hyper::Error>;
 
 /// What became of one request: its chain, or the code of the refusal.
-pub type Outcomes = Vec<Result<Vec<CertificateDer<'static>>, wire::Refusal>>;
+pub(crate) type Outcomes = Vec<Result<Vec<CertificateDer<'static>>, wire::Refusal>>;
 
 /// One connection to a replica.
-pub struct Client {
+pub(crate) struct Client {
     stub: AuthorityClient<Channel>,
     token: Option<String>,
     /// The bundle that it reports to trust.
-    pub trusts: String,
+    pub(crate) trusts: String,
     /// The epoch that it reports.
-    pub reissued: u64,
+    pub(crate) reissued: u64,
 }
 
 /// Runs something that is asynchronous, in a runtime of its own.
-pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     runtime.expect("a runtime").block_on(future)
 }
 
 /// The roots as they are mounted.
-pub fn roots(authority: &Authority) -> Result<Arc<Bundle>> {
+pub(crate) fn roots(authority: &Authority) -> Result<Arc<Bundle>> {
     Ok(Arc::new(Bundle::from_pem(&std::fs::read(authority.bundle_file())?)?))
 }
 
 impl Client {
     /// Connects to a replica, which must show a certificate of these roots.
-    pub async fn connect(authority: &Authority, replica: u16, roots: &Bundle, token: Option<&str>) -> Result<Self> {
+    pub(crate) async fn connect(
+        authority: &Authority,
+        replica: u16,
+        roots: &Bundle,
+        token: Option<&str>,
+    ) -> Result<Self> {
         let address = authority.address(replica);
         let stream = authority.node().namespace().run(|| {
             let stream = std::net::TcpStream::connect_timeout(&address, CALL_TIMEOUT)?;
@@ -87,7 +92,7 @@ impl Client {
     }
 
     /// Asks for certificates.
-    pub async fn ask(&mut self, items: Vec<SignItem>) -> Result<Result<SignResponse, Status>> {
+    pub(crate) async fn ask(&mut self, items: Vec<SignItem>) -> Result<Result<SignResponse, Status>> {
         let (bundle_sha256, reissued_epoch) = (self.trusts.clone(), self.reissued);
         let message = SignRequest { items, bundle_sha256, agent_version: "test".to_owned(), reissued_epoch };
         let request = self.with_token(message)?;
@@ -96,12 +101,12 @@ impl Client {
     }
 
     /// Asks for certificates; the call must be granted.
-    pub async fn sign(&mut self, items: Vec<SignItem>) -> Result<Outcomes> {
+    pub(crate) async fn sign(&mut self, items: Vec<SignItem>) -> Result<Outcomes> {
         outcomes(self.ask(items).await?)
     }
 
     /// Follows the roots.
-    pub async fn watch(&mut self) -> Result<Result<Streaming<wire::Bundle>, Status>> {
+    pub(crate) async fn watch(&mut self) -> Result<Result<Streaming<wire::Bundle>, Status>> {
         let (bundle_sha256, reissued_epoch) = (self.trusts.clone(), self.reissued);
         let message = WatchBundleRequest { bundle_sha256, agent_version: "test".to_owned(), reissued_epoch };
         let request = self.with_token(message)?;
@@ -111,7 +116,7 @@ impl Client {
 }
 
 /// What became of each request of a call that must be granted.
-pub fn outcomes(answer: Result<SignResponse, Status>) -> Result<Outcomes> {
+pub(crate) fn outcomes(answer: Result<SignResponse, Status>) -> Result<Outcomes> {
     let answer = answer.map_err(|status| anyhow::anyhow!("refused: {status}"))?;
     let outcome = |result: wire::SignResult| match result.outcome {
         Some(Outcome::Chain(chain)) => Ok(Ok(chain.certificates.into_iter().map(Into::into).collect())),
@@ -122,13 +127,13 @@ pub fn outcomes(answer: Result<SignResponse, Status>) -> Result<Outcomes> {
 }
 
 /// The code of a call that was refused.
-pub fn code(status: &Status) -> String {
+pub(crate) fn code(status: &Status) -> String {
     let code = status.metadata().get("weft-refusal").and_then(|code| code.to_str().ok());
     code.unwrap_or("none").to_owned()
 }
 
 /// A request for a pod, as its node's agent makes it.
-pub fn item(pod: (&str, &str, &str), account: &str, key: &PrivateKey) -> Result<SignItem> {
+pub(crate) fn item(pod: (&str, &str, &str), account: &str, key: &PrivateKey) -> Result<SignItem> {
     let (namespace, name, uid) = pod;
     let id: SpiffeId = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").parse()?;
     Ok(SignItem {
