@@ -126,6 +126,8 @@ fn values_that_cannot_be_are_refused_by_name() -> Result<()> {
         // The whole BPF file system is not weft's.
         ("node.bpfDir=/sys/fs/bpf", "/node/bpfDir"),
         ("agent.wokers=1", "wokers"),
+        ("authority.certificateTtlSeconds=60", "/authority/certificateTtlSeconds"),
+        ("identity.trustDomain=Mesh", "/identity/trustDomain"),
     ] {
         let error = rendered(&cluster.server, &[setting]).expect_err("refused");
         ensure!(format!("{error:#}").contains(named), "{setting}: {error:#}");
@@ -164,6 +166,37 @@ fn the_pod_has_what_it_needs_and_no_more() -> Result<()> {
     let objects = rendered(&cluster.server, &["cni.enabled=false"])?;
     let text = of_kind(&objects, "DaemonSet")?.to_string();
     ensure!(!text.contains("cni"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_authority_has_no_rights_on_its_node_and_is_found_by_its_agents() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let objects = rendered(&cluster.server, &["authority.replicas=3", "identity.trustDomain=mesh.example"])?;
+    let deployment = of_kind(&objects, "Deployment")?;
+    ensure!(deployment["spec"]["replicas"] == 3);
+    let pod = &deployment["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    ensure!(container["securityContext"]["capabilities"] == json!({"drop": ["ALL"]}) && pod["volumes"].is_null());
+    ensure!(pod["securityContext"]["runAsNonRoot"] == true && pod["hostNetwork"].is_null());
+    ensure!(container["securityContext"]["readOnlyRootFilesystem"] == true);
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    for (kind, selector) in [("Service", "/spec/selector"), ("PodDisruptionBudget", "/spec/selector/matchLabels")] {
+        let selector = of_kind(&objects, kind)?.pointer(selector).with_context(|| format!("{kind} selects nothing"))?;
+        ensure!(holds(labels, selector), "{kind} selects {selector}, and the pods have {labels}");
+    }
+    let agent = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"];
+    let both = ["--trust-domain=mesh.example"];
+    let arguments = words(&agent["containers"][0]["args"]);
+    ensure!(both.iter().all(|one| arguments.contains(one) && words(&container["args"]).contains(one)), "{arguments:?}");
+    let service = of_kind(&objects, "Service")?;
+    let (name, port) = (service["metadata"]["name"].as_str().unwrap_or_default(), &service["spec"]["ports"][0]["port"]);
+    let address = format!("--ca-address={name}.{NAMESPACE}.svc.cluster.local:{port}");
+    ensure!(arguments.contains(address.as_str()), "{address} is not in {arguments:?}");
+    ensure!(words(&container["args"]).contains(format!("--service={name}").as_str()));
+    ensure!(agent["dnsPolicy"] == "ClusterFirstWithHostNet", "the node's own DNS knows no Services");
+    let without = rendered(&cluster.server, &["identity.enabled=false"])?;
+    ensure!(of_kind(&without, "Deployment").is_err() && !of_kind(&without, "DaemonSet")?.to_string().contains("--ca-"));
     Ok(())
 }
 
@@ -216,7 +249,9 @@ fn the_agent_asks_for_nothing_that_its_rules_do_not_allow() -> Result<()> {
     cluster.apply(&std::fs::read_to_string(workspace("integration/published/smi.yaml"))?)?;
     let objects = rendered(&cluster.server, &[])?;
     let rules = |kind: &str| -> Result<Vec<Value>> {
-        Ok(of_kind(&objects, kind)?["rules"].as_array().cloned().unwrap_or_default())
+        let agents = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == "weft-agent";
+        let role = objects.iter().find(agents).with_context(|| format!("the agent has no {kind}"))?;
+        Ok(role["rules"].as_array().cloned().unwrap_or_default())
     };
     let (everywhere, at_home) = (rules("ClusterRole")?, rules("Role")?);
     let requests = cluster.server.requests()?;
