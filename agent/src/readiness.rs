@@ -37,6 +37,12 @@ impl Withheld {
     /// Every reason.
     pub const ALL: [Self; 4] = [Self::NoIdentity, Self::NoCertificate, Self::Unproved, Self::HeldBack];
 
+    /// Whether it is likely to pass by itself soon after a start.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::NoCertificate | Self::Unproved)
+    }
+
     /// As a label.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -110,6 +110,11 @@ async fn mutual(worker: Rc<Worker>, pod: Rc<Pod>, stream: TcpStream, entry: Flow
     };
     let Accepted { stream, alpn, remote } = match accepted {
         Ok(accepted) => accepted,
+        // A client's agent that found another way meanwhile.
+        Err(refused) if refused.is_left() => {
+            tracing::debug!(client = %flow.peer, to = %flow.destination, "a handshake was not begun or not finished");
+            return;
+        }
         Err(refused) => {
             worker.metrics.resets.inc();
             if let Some(unsaid) = worker.warnings.due("handshake") {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use tokio::{io::ReadBuf, net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-use weft_identity::{Alpn, Credential, Credentials, Refusal, SpiffeId, Svid, refusal, tls};
+use weft_identity::{Alpn, Credential, Credentials, Refusal, SpiffeId, Svid, refusal, refusal::Reason, tls};
 use weft_policy::{names::ServiceAccountKey, peer::Peer};
 
 use crate::{
@@ -149,6 +149,11 @@ impl From<Refusal> for Refused {
 }
 
 impl Refused {
+    /// Whether the client has ended the connection by itself.
+    pub(crate) fn is_left(&self) -> bool {
+        matches!(self, Self::Tls(refusal) if refusal.reason == Reason::Closed)
+    }
+
     /// The reason as a word for metrics.
     fn word(&self) -> &'static str {
         match self {

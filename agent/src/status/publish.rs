@@ -160,7 +160,7 @@ impl Publisher {
         let present = self.present.get_or_insert_default();
         let mut wanted = self.readiness.wanted();
         if Instant::now() < self.certificates_by {
-            let awaited = self.readiness.withheld().into_iter().filter(|(_, why, _)| *why == Withheld::NoCertificate);
+            let awaited = self.readiness.withheld().into_iter().filter(|(_, why, _)| why.may_pass());
             let known = |id: &WorkloadId| present.values().flatten().any(|shard| shard.contains_key(id));
             wanted.extend(awaited.filter(|(pod, ..)| known(&pod.id)).map(|(pod, ..)| (pod.id.clone(), pod)));
         }

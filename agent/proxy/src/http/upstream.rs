@@ -86,7 +86,7 @@ pub(crate) async fn send(
         };
         match sent? {
             Sent::Answered(parts, source) => return Ok((*parts, source)),
-            Sent::Not(again) => unsent = again,
+            Sent::Not(again) => unsent = *again,
         }
     }
 }
@@ -127,7 +127,7 @@ impl Unsent {
 enum Sent {
     Answered(Box<response::Parts>, Source),
     /// Nothing of it was looked at, and there may be another way.
-    Not(Unsent),
+    Not(Box<Unsent>),
 }
 
 /// Where an attempt goes.
@@ -235,7 +235,7 @@ async fn attempt1(
         Ok(found) => found,
         Err(error) => {
             tries.failed(link, target, Rc::new(error))?;
-            return Ok(Sent::Not(unsent));
+            return Ok(Sent::Not(Box::new(unsent)));
         }
     };
     target.chosen(link);
@@ -260,7 +260,7 @@ async fn attempt1(
                 }
                 let (parts, body) = request.into_parts();
                 let body = Content::Made(body, gate);
-                Ok(Sent::Not(Unsent { parts, body, origin, upgrade, expects, grpc, http2 }))
+                Ok(Sent::Not(Box::new(Unsent { parts, body, origin, upgrade, expects, grpc, http2 })))
             }
             None => Err(broken(target.endpoint, &error.into_error())),
         },
@@ -342,7 +342,7 @@ async fn attempt2(
         Err(Failed::Reply(reply)) => return Err(reply),
         Err(Failed::Dial(error)) => {
             tries.failed(link, target, error)?;
-            return Ok(Sent::Not(unsent));
+            return Ok(Sent::Not(Box::new(unsent)));
         }
     };
     target.chosen(link);
@@ -391,7 +391,7 @@ async fn attempt2(
                 return Err(broken(target.endpoint, error.error()));
             }
             unsent.body = loan.map_or(Content::None, Content::Lent);
-            Ok(Sent::Not(unsent))
+            Ok(Sent::Not(Box::new(unsent)))
         }
     }
 }
