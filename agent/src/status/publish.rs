@@ -23,7 +23,7 @@ use weft_policy::names::WorkloadId;
 
 use crate::{
     limits,
-    readiness::{Readiness, Withheld},
+    readiness::Readiness,
     watch::kube::{
         health::Reason,
         wire::{self, Failure},
