@@ -24,7 +24,7 @@ const IMPORTS: [(&str, &[&str]); 10] = [
     ("weft-agent", &["weft-abi", "weft-crds", "weft-identity", "weft-policy", "weft-proxy"]),
     ("weft-ebpf", &["weft-abi"]),
     ("weft-integration", &["weft-abi", "weft-agent", "weft-crds", "weft-identity", "weft-policy", "weft-proxy"]),
-    ("weft-bench", &["weft-abi", "weft-agent", "weft-integration", "weft-policy"]),
+    ("weft-bench", &["weft-abi", "weft-agent", "weft-identity", "weft-integration", "weft-policy"]),
     ("xtask", &["weft-crds", "weft-integration"]),
 ];
 

@@ -176,10 +176,10 @@ impl Keeper {
             Problem::new(reason, format_args!("Secret {}: {error}", stored::ISSUER))
         };
         let value = |key| stored::value(secret, stored::ISSUER, key).map_err(|error| Problem::new("no_key", error));
-        let read = || -> Result<([u8; 32], &[u8], &[u8]), Problem> {
+        let read = || {
             let (chain, key) = (value(stored::CERTIFICATE)?, value(stored::KEY)?);
             let digest = Sha256::new().chain_update(chain).chain_update(bundle.sha256()).chain_update(key).finalize();
-            Ok((digest.into(), chain, key))
+            Ok::<_, Problem>((<[u8; 32]>::from(digest), chain, key))
         };
         let mut issuer = lock(&self.keys.issuer);
         let fresh = match read() {
