@@ -42,7 +42,7 @@ const PROGRAMS: [&str; 3] = ["weft-agent", "weft", "weft-cni"];
 const TARGET: &str = concat!("x86_64", "-unknown-linux-gnu");
 const STATIC: &str = "-C target-feature=+crt-static";
 /// Places that the chart's pod mounts something at. A read-only root must have them.
-const DIRECTORIES: [&str; 15] = [
+const DIRECTORIES: [&str; 20] = [
     "dev",
     "etc",
     "host",
@@ -58,6 +58,11 @@ const DIRECTORIES: [&str; 15] = [
     "sys",
     "tmp",
     "var",
+    "var/run",
+    "var/run/secrets",
+    "var/run/secrets/weft",
+    "var/run/secrets/weft/ca-token",
+    "var/run/secrets/weft/roots",
 ];
 
 /// Builds the programs and packs them.

@@ -26,6 +26,8 @@ pub const TESTPOD_IMAGE: &str = "weft-testpod";
 pub const CONFORMANCE_IMAGE: &str = "layer5/learn-layer5";
 /// Image of a container that does nothing: the pod is a place to run clients in.
 pub const PAUSE_IMAGE: &str = "pause";
+/// The chart's image.
+const AGENT_IMAGE: &str = "weft-agent";
 /// Rounds until nothing is left to do: Deployments make pods, pods make endpoints.
 const SYNC_ROUNDS: usize = 5;
 
@@ -300,7 +302,8 @@ impl Cluster {
         let image = text(container, "/image");
         let mut command = pod.testpod()?;
         match image.split(':').next().unwrap_or_default() {
-            PAUSE_IMAGE => return Ok(None),
+            // Agents and authorities are started by tests, as what they need them to be.
+            PAUSE_IMAGE | AGENT_IMAGE => return Ok(None),
             TESTPOD_IMAGE => command.args(["serve", "--name", pod.name(), "--control"]).arg(control),
             CONFORMANCE_IMAGE => command.arg("conformance").arg("--hosts").arg(self.hosts_file()),
             _ => bail!("the harness has no image {image:?}"),

@@ -78,18 +78,20 @@ pub(crate) async fn send(
         };
         let dialled = early.filter(|(_, mutual)| *mutual == transport.is_mutual()).map(|(dialled, _)| dialled);
         let target = Target { choice: &choice, endpoint: &load.endpoint, transport: &transport };
-        let sent = if http2 || transport.is_mutual() {
+        let answer = if http2 || transport.is_mutual() {
             // Boxed, so that a request of HTTP/1 does not hold room for it.
-            Box::pin(attempt2(record, target, unsent, dialled, in_flight, &mut tries)).await
+            Box::pin(attempt2(record, target, &mut unsent, dialled, in_flight, &mut tries)).await
         } else {
-            attempt1(record, target, unsent, dialled, in_flight, &mut tries).await
+            attempt1(record, target, &mut unsent, dialled, in_flight, &mut tries).await
         };
-        match sent? {
-            Sent::Answered(parts, source) => return Ok((*parts, source)),
-            Sent::Not(again) => unsent = *again,
+        if let Some(answer) = answer? {
+            return Ok(answer);
         }
     }
 }
+
+/// What an attempt gives: an answer, or none, if nothing of the request was looked at and there may be another way.
+type Attempt = Result<Option<(response::Parts, Source)>, LocalReply>;
 
 /// A request that nobody has looked at.
 struct Unsent {
@@ -118,16 +120,15 @@ impl Unsent {
         Self { parts, body: Content::Whole(body), origin, upgrade, expects, grpc, http2 }
     }
 
+    /// Takes it to be sent; nothing of worth is left.
+    fn take(&mut self) -> (request::Parts, Content) {
+        let nothing = Request::new(()).into_parts().0;
+        (std::mem::replace(&mut self.parts, nothing), std::mem::replace(&mut self.body, Content::None))
+    }
+
     fn head(&self) -> RequestHead<'_> {
         RequestHead { method: &self.parts.method, path: self.parts.uri.path(), headers: &self.parts.headers }
     }
-}
-
-/// What came of an attempt.
-enum Sent {
-    Answered(Box<response::Parts>, Source),
-    /// Nothing of it was looked at, and there may be another way.
-    Not(Box<Unsent>),
 }
 
 /// Where an attempt goes.
@@ -225,30 +226,26 @@ fn authorize(link: &Link, endpoint: &Endpoint, head: RequestHead<'_>) -> Result<
 async fn attempt1(
     record: &mut Record,
     target: Target<'_>,
-    unsent: Unsent,
+    unsent: &mut Unsent,
     dialled: Option<Dialled>,
     in_flight: InFlight,
     tries: &mut Tries,
-) -> Result<Sent, LocalReply> {
+) -> Attempt {
     let link = &Rc::clone(&record.link);
     let (mut upstream, pooled) = match take(link, target, dialled, tries.stale).await {
         Ok(found) => found,
         Err(error) => {
             tries.failed(link, target, Rc::new(error))?;
-            return Ok(Sent::Not(Box::new(unsent)));
+            return Ok(None);
         }
     };
     target.chosen(link);
-    let Unsent { parts, body, origin, upgrade, expects, grpc, http2 } = unsent;
-    let (request, gate) = assemble1(record, parts, body, expects);
+    let (request, gate) = assemble1(record, unsent);
     // Once it is upgraded nobody asks for it any more but the worker's tick.
-    let asked = upgrade.then(|| Asked::keep(&request));
-    upstream.set_upgrading(upgrade);
+    let asked = unsent.upgrade.then(|| Asked::keep(&request));
+    upstream.set_upgrading(unsent.upgrade);
     match upstream.send(request).await {
-        Ok(response) => {
-            let (parts, source) = answer1(record, response, upstream, in_flight, asked, gate)?;
-            Ok(Sent::Answered(Box::new(parts), source))
-        }
+        Ok(response) => answer1(record, response, upstream, in_flight, asked, gate).map(Some),
         Err(mut error) => match error.take_message() {
             // Not a byte of it was sent.
             Some(request) => {
@@ -259,8 +256,8 @@ async fn attempt1(
                     tries.failed(link, target, Rc::new(DialError::Refused { to }))?;
                 }
                 let (parts, body) = request.into_parts();
-                let body = Content::Made(body, gate);
-                Ok(Sent::Not(Box::new(Unsent { parts, body, origin, upgrade, expects, grpc, http2 })))
+                (unsent.parts, unsent.body) = (parts, Content::Made(body, gate));
+                Ok(None)
             }
             None => Err(broken(target.endpoint, &error.into_error())),
         },
@@ -298,7 +295,8 @@ fn passage(endpoint: &Endpoint, asked: Option<Box<Asked>>) -> Option<Box<Passage
 
 type Assembled = (Request<RequestBody>, Option<Arc<Gate>>);
 
-fn assemble1(record: &Record, mut parts: request::Parts, body: Content, expects: bool) -> Assembled {
+fn assemble1(record: &Record, unsent: &mut Unsent) -> Assembled {
+    let (mut parts, body) = unsent.take();
     let meter = || Rc::clone(&record.meter);
     let body = match body {
         Content::Made(body, gate) => {
@@ -310,7 +308,7 @@ fn assemble1(record: &Record, mut parts: request::Parts, body: Content, expects:
         Content::None => RequestBody::empty(meter()),
     };
     translate::to_http1(&mut parts, &body);
-    if !expects {
+    if !unsent.expects {
         return (Request::from_parts(parts, body), None);
     }
     let worker = &record.link.worker;
@@ -330,11 +328,11 @@ fn assemble1(record: &Record, mut parts: request::Parts, body: Content, expects:
 async fn attempt2(
     record: &Record,
     target: Target<'_>,
-    mut unsent: Unsent,
+    unsent: &mut Unsent,
     dialled: Option<Dialled>,
     in_flight: InFlight,
     tries: &mut Tries,
-) -> Result<Sent, LocalReply> {
+) -> Attempt {
     let link = &record.link;
     let origin = translate::origin(&unsent.parts.headers, unsent.origin.clone())?;
     let stream = match join(link, target, dialled, unsent.head()).await {
@@ -342,20 +340,18 @@ async fn attempt2(
         Err(Failed::Reply(reply)) => return Err(reply),
         Err(Failed::Dial(error)) => {
             tries.failed(link, target, error)?;
-            return Ok(Sent::Not(Box::new(unsent)));
+            return Ok(None);
         }
     };
     target.chosen(link);
-    if let Content::Whole(body) = unsent.body {
-        // hyper does not give it back when the server says that it never looked at it.
-        unsent.body = if body.is_end_stream() { Content::None } else { Content::Lent(Loan::new(body)) };
-    }
     let meter = || Rc::clone(&record.meter);
     let mut loan = None;
     let body = match std::mem::replace(&mut unsent.body, Content::None) {
-        Content::None => RequestBody::empty(meter()),
+        Content::Whole(body) if body.is_end_stream() => RequestBody::empty(meter()),
+        // hyper does not give it back when the server says that it never looked at it.
+        Content::Whole(body) => RequestBody::lent(loan.insert(Loan::new(body)), meter()),
         Content::Lent(lent) => RequestBody::lent(loan.insert(lent), meter()),
-        Content::Whole(body) => RequestBody::new(body, meter()),
+        Content::None => RequestBody::empty(meter()),
         Content::Made(body, gate) => {
             if let Some(gate) = gate {
                 gate.open();
@@ -378,8 +374,7 @@ async fn attempt2(
             if let Some(loan) = &loan {
                 loan.forget();
             }
-            let (parts, source) = answer2(link, response, stream, in_flight, protocol)?;
-            Ok(Sent::Answered(Box::new(parts), source))
+            answer2(link, response, stream, in_flight, protocol).map(Some)
         }
         Err(error) => {
             let again = whole && is_unprocessed(&error) && loan.as_ref().is_none_or(|loan| loan.is_whole());
@@ -391,7 +386,7 @@ async fn attempt2(
                 return Err(broken(target.endpoint, error.error()));
             }
             unsent.body = loan.map_or(Content::None, Content::Lent);
-            Ok(Sent::Not(Box::new(unsent)))
+            Ok(None)
         }
     }
 }
