@@ -1,7 +1,7 @@
 //! What agents tell each other about a request, beside the request itself. Only what came with a proved identity is read, and it never
 //! reaches an application.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 /// The version of HTTP that the application is to be spoken to in: a client's own, unless its port says otherwise.
 const VERSION: HeaderName = HeaderName::from_static("weft-http-version");
@@ -9,6 +9,8 @@ const VERSION: HeaderName = HeaderName::from_static("weft-http-version");
 const METHOD: HeaderName = HeaderName::from_static("weft-method");
 /// The protocol that the application has switched to.
 const PROTOCOL: HeaderName = HeaderName::from_static("weft-protocol");
+/// The status of an application that has not switched protocols: to a CONNECT any success would say that it has (RFC 9110 9.3.6).
+const STATUS: HeaderName = HeaderName::from_static("weft-status");
 /// Who the client is, for applications (Envoy's `x-forwarded-client-cert`).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
@@ -47,4 +49,14 @@ pub(crate) fn set_protocol(headers: &mut HeaderMap, protocol: HeaderValue) {
 /// What an application has switched to.
 pub(crate) fn take_protocol(headers: &mut HeaderMap) -> Option<HeaderValue> {
     headers.remove(PROTOCOL)
+}
+
+/// Says which status an application has given.
+pub(crate) fn set_status(headers: &mut HeaderMap, status: StatusCode) {
+    headers.insert(STATUS, HeaderValue::from(status.as_u16()));
+}
+
+/// The status that an application has given, where that was not the answer's own.
+pub(crate) fn take_status(headers: &mut HeaderMap) -> Option<StatusCode> {
+    StatusCode::from_bytes(headers.remove(STATUS)?.as_bytes()).ok()
 }

@@ -147,7 +147,22 @@ pub(crate) fn agree(parts: &mut response::Parts) {
     }
 }
 
-/// Makes of that what the client hears of an application.
+/// Tells another agent that the application has answered and not switched, as a server may (RFC 9110 7.8).
+pub(crate) fn decline(parts: &mut response::Parts) {
+    if parts.status.is_success() {
+        marks::set_status(&mut parts.headers, parts.status);
+        parts.status = StatusCode::MULTIPLE_CHOICES;
+    }
+}
+
+/// Makes of [`decline`] what the client hears of an application.
+pub(crate) fn declined(parts: &mut response::Parts) {
+    if let Some(status) = marks::take_status(&mut parts.headers) {
+        parts.status = status;
+    }
+}
+
+/// Makes of [`agree`] what the client hears of an application.
 pub(crate) fn agreed(parts: &mut response::Parts, asked_for: Option<HeaderValue>) {
     parts.status = StatusCode::SWITCHING_PROTOCOLS;
     parts.headers.remove(header::CONTENT_LENGTH);

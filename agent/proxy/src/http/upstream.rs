@@ -557,6 +557,9 @@ fn answer1(
         return Ok((parts, Source::Local(Bytes::new())));
     }
     upstream.set_upgrading(false);
+    if record.asked.is_some() {
+        upgrade::decline(&mut parts);
+    }
     let unwanted = gate.filter(|gate| gate.answered());
     if unwanted.is_some() {
         // The client may send its body or not; where its next request would begin cannot be known.
@@ -591,6 +594,9 @@ fn answer2(
         return Ok((parts, Source::Local(Bytes::new())));
     }
     let (mut parts, body) = response.into_parts();
+    if protocol.is_some() {
+        upgrade::declined(&mut parts);
+    }
     hop::response(&mut parts.headers, parts.status).map_err(|named| {
         LocalReply::new(Reason::UpstreamProtocol, format_args!("response of {address}: Connection names {}", named.0))
     })?;

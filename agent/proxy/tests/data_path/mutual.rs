@@ -371,6 +371,16 @@ async fn an_upgrade_that_is_refused_or_denied_is_a_plain_answer() {
     server.send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: other\r\nContent-Length: 2\r\n\r\nno").await;
     let answer = client.answer().await;
     assert_eq!((answer.head.status(), answer.text()), (426, "no"));
+    // A server may pass an upgrade over.
+    for answers in ["HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nplain", "HTTP/1.1 204 No Content\r\n\r\n"] {
+        client.send(UPGRADE).await;
+        server.head().await;
+        server.send(answers).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.head.status(), if answers.contains("200") { 200 } else { 204 }, "{answers}");
+        assert_eq!(answer.text(), if answers.contains("200") { "plain" } else { "" });
+        assert_eq!(answer.head.field("weft-status"), None);
+    }
     nodes.allow(granting("client-1", true));
     client.send(UPGRADE).await;
     let answer = client.answer().await;
