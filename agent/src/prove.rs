@@ -1,11 +1,7 @@
 //! Lets each captured pod prove that it takes mutual TLS before other nodes are told so: the agent comes to it as another node's would,
 //! and what must answer is the agent itself, with the pod's own certificate. The application hears nothing of it.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpStream,
@@ -66,11 +62,7 @@ async fn handshake(to: SocketAddr, credential: &Arc<Credential>, sockets: &Captu
     // Requests, and then none: nothing is said to the application.
     let connector = TlsConnector::from(credential.client_config(credential.id(), Alpn::H2));
     let stream = connector.connect(tls::server_name(), stream).await.map_err(|error| refusal(&error).to_string())?;
-    let (svid, _) = tls::finished(stream.get_ref().1).map_err(|refusal| refusal.to_string())?;
-    if svid.not_after <= SystemTime::now() {
-        return Err("it shows a certificate that has ended".to_owned());
-    }
-    Ok(())
+    tls::finished(stream.get_ref().1).map(drop).map_err(|refusal| refusal.to_string())
 }
 
 async fn connect(socket: socket2::Socket, to: SocketAddr) -> std::io::Result<TcpStream> {

@@ -1,5 +1,5 @@
 //! Which of this node's pods other nodes are told to take mutual TLS: those that are captured, whose service account has a certificate
-//! here, and that nobody holds back. What is told of a pod is taken back before the pod is let go of.
+//! here, and that have proved that they take it. What is told of a pod is taken back before the pod is let go of.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,13 +29,11 @@ pub enum Withheld {
     NoCertificate,
     /// It has not proved yet that it takes mutual TLS.
     Unproved,
-    /// Somebody holds it back.
-    HeldBack,
 }
 
 impl Withheld {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::NoIdentity, Self::NoCertificate, Self::Unproved, Self::HeldBack];
+    pub const ALL: [Self; 3] = [Self::NoIdentity, Self::NoCertificate, Self::Unproved];
 
     /// Whether it is likely to pass by itself soon after a start.
     #[must_use]
@@ -50,7 +48,6 @@ impl Withheld {
             Self::NoIdentity => "no_identity",
             Self::NoCertificate => "no_certificate",
             Self::Unproved => "unproved",
-            Self::HeldBack => "held_back",
         }
     }
 }
@@ -73,7 +70,6 @@ pub struct Readiness {
 #[derive(Default)]
 struct State {
     captured: BTreeMap<WorkloadId, PublishedPod>,
-    held_back: BTreeMap<WorkloadId, String>,
     /// Why each of them has not proved itself; in words, if it was tried.
     unproved: BTreeMap<WorkloadId, String>,
 }
@@ -134,19 +130,7 @@ impl Readiness {
     pub fn gone(&self, id: &WorkloadId) {
         let mut state = self.state();
         state.captured.remove(id);
-        state.held_back.remove(id);
         state.unproved.remove(id);
-    }
-
-    /// A pod is not to be published, for a reason that is told to people.
-    pub fn hold_back(&self, id: &WorkloadId, reason: &str) {
-        self.state().held_back.insert(id.clone(), reason.to_owned());
-        self.urgent.notify_one();
-    }
-
-    /// Takes that back.
-    pub fn let_publish(&self, id: &WorkloadId) {
-        self.state().held_back.remove(id);
     }
 
     /// Has pods taken back that are about to be let go of, and waits until they are, but no longer than `at_most`. Returns whether they are.
@@ -182,8 +166,7 @@ impl Readiness {
         let state = self.state();
         let withheld = state.captured.iter().filter_map(|(id, pod)| {
             let why = self.withheld_by(&state, id, pod)?;
-            let words = state.held_back.get(id).or_else(|| state.unproved.get(id));
-            Some((pod.clone(), why, words.cloned().unwrap_or_default()))
+            Some((pod.clone(), why, state.unproved.get(id).cloned().unwrap_or_default()))
         });
         withheld.collect()
     }
@@ -221,9 +204,6 @@ impl Readiness {
         if !has_certificate(&pod.account) {
             return Some(Withheld::NoCertificate);
         }
-        if state.held_back.contains_key(id) {
-            return Some(Withheld::HeldBack);
-        }
         state.unproved.contains_key(id).then_some(Withheld::Unproved)
     }
 
@@ -250,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_published_once_it_is_captured_and_certified_and_nobody_holds_it_back() {
+    fn a_pod_is_published_once_it_is_captured_and_certified() {
         let readiness = Readiness::default();
         readiness.captured(pod("a", "web"));
         readiness.captured(pod("b", "db"));
@@ -259,11 +239,6 @@ mod tests {
         readiness.set_certificates(Box::new(|account| &*account.name == "web"));
         assert_eq!(ids(&readiness), ["a"]);
         assert_eq!(readiness.withheld()[0].1, Withheld::NoCertificate);
-        readiness.hold_back(&WorkloadId::new("a"), "the probe was reset");
-        assert_eq!(ids(&readiness), [""; 0]);
-        assert_eq!(readiness.withheld()[0].2, "the probe was reset");
-        readiness.let_publish(&WorkloadId::new("a"));
-        assert_eq!(ids(&readiness), ["a"]);
         readiness.gone(&WorkloadId::new("a"));
         assert_eq!((ids(&readiness).len(), readiness.withheld().len()), (0, 1));
     }
