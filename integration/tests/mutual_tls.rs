@@ -1,5 +1,8 @@
 //! Mutual TLS between nodes, seen from outside: what is on the link, and what reaches applications.
 
+#[path = "nodes/rules.rs"]
+mod rules;
+
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -75,6 +78,20 @@ fn nothing_that_is_sent_between_nodes_can_be_read_on_the_link_and_every_byte_arr
         ensure!(!recorded.contains(&planted.words), "{planted:?} can be read on the link");
     }
     ensure!(all_is_tls(&recorded)? >= 2);
+    ensure!(cluster.pod(NAMESPACE, SERVER)?.stats()?.client_hellos() == 0);
+    Ok(())
+}
+
+#[test]
+fn rules_between_nodes_by_address_and_port_hold() -> Result<()> {
+    let Secured { cluster, .. } = secured(rules::OTHER)?;
+    let recording = cluster.link()?.record()?;
+    rules::hold(&cluster)?;
+    let recorded = recording.stop()?;
+    // Of each family one that requests share.
+    ensure!(all_is_tls(&recorded)? >= 2);
+    let to_http = recorded.streams().filter(|(from, to, _)| TLS_PORTS.contains(&from.port()) && to.port() == HTTP);
+    ensure!(to_http.count() >= 2, "mutual TLS goes to the application's own port");
     ensure!(cluster.pod(NAMESPACE, SERVER)?.stats()?.client_hellos() == 0);
     Ok(())
 }

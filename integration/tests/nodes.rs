@@ -1,11 +1,14 @@
 //! Clusters of several nodes, an agent on each: what crosses the link between them.
 
+#[path = "nodes/rules.rs"]
+mod rules;
+
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use weft_integration::{
     AgentOptions, Cluster,
-    kube::mixed::{CLIENT, ECHO, HTTP, Mixed, NAMESPACE, SERVER},
+    kube::mixed::{CLIENT, HTTP, Mixed, NAMESPACE, SERVER},
     shop::load,
 };
 
@@ -54,39 +57,9 @@ fn traffic_of_every_kind_crosses_nodes_whole_also_when_the_link_loses_packets() 
 #[test]
 fn rules_between_nodes_by_address_and_port_hold() -> Result<()> {
     let (_mixed, mut cluster) = two_nodes()?;
-    cluster.apply(&format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: other, namespace: {NAMESPACE}}}, \
-         spec: {{serviceAccountName: {CLIENT}, nodeName: node-a, containers: [{{name: other, image: pause}}]}}}}\n"
-    ))?;
+    cluster.apply(rules::OTHER)?;
     cluster.wait_captured(NAMESPACE)?;
-    let client = &cluster.pod(NAMESPACE, CLIENT)?.pod;
-    let server = &cluster.pod(NAMESPACE, SERVER)?.pod;
-    let mut rules =
-        "table inet network-policy {\nchain forward {\ntype filter hook forward priority filter;\n".to_owned();
-    for (family, from, to) in [("ip", client.ips()[0], server.ips()[0]), ("ip6", client.ips()[1], server.ips()[1])] {
-        rules.push_str(&format!("{family} saddr {from} {family} daddr {to} tcp dport {HTTP} accept\n"));
-        rules.push_str(&format!("{family} daddr {to} meta l4proto tcp reject with tcp reset\n"));
-    }
-    cluster.node_named("node-b")?.nft(&format!("{rules}}}\n}}\n"))?;
-    let service = cluster.service_ip(NAMESPACE, SERVER)?;
-    let other = &cluster.pod(NAMESPACE, "other")?.pod;
-    for ip in [service, server.ips()[0], server.ips()[1]] {
-        for (pod, port, allowed) in [(client, HTTP, true), (client, ECHO, false), (other, HTTP, false)] {
-            let url = format!("http://{}/", SocketAddr::new(ip, port));
-            let mut curl = pod.command("curl");
-            // The proxy answers for a server that refuses: 503 where it knows HTTP, a reset where it does not.
-            let output =
-                curl.args(["-sg", "--max-time", "30", "-w", "%{http_code}", "-o", "/dev/null", &url]).output()?;
-            let code = String::from_utf8_lossy(&output.stdout).into_owned();
-            ensure!((code == "200") == allowed, "{} to {ip} port {port}: {code}", pod.name());
-        }
-    }
-    let seen = cluster.pod(NAMESPACE, SERVER)?.stats()?;
-    ensure!(seen.connections_to(ECHO) == 0, "{seen:?}");
-    let peers: Vec<String> = seen.ports[&HTTP].peers.keys().cloned().collect();
-    let expected: Vec<String> = client.ips().iter().map(ToString::to_string).collect();
-    ensure!(peers == expected, "{peers:?}");
-    Ok(())
+    rules::hold(&cluster)
 }
 
 #[test]
