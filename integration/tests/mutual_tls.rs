@@ -18,6 +18,7 @@ use weft_integration::{
         mixed::{self, CLIENT, ECHO, GREET, HTTP, Mixed, NAMESPACE, SERVER},
     },
     link::recording::Recorded,
+    testpod::talk::Transcript,
     wait,
 };
 
@@ -268,5 +269,72 @@ fn nothing_escapes_while_agents_hang_die_and_are_replaced_on_a_link_that_loses_p
     let seen = server.stats()?;
     ensure!(seen.client_hellos() == 0, "{seen:?}");
     drop(agents);
+    Ok(())
+}
+
+/// A pod on the client's node whose connections are refused while the agent is gone.
+const CAREFUL: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: careful, namespace: mixed, labels: {weft.dev/fail-mode: closed}}
+spec: {serviceAccountName: careful, nodeName: node-a, containers: [{name: careful, image: pause}]}
+";
+
+#[test]
+fn without_its_clients_agent_a_pod_is_refused_or_goes_direct_as_its_fail_mode_says_and_then_it_is_mutual_tls_again()
+-> Result<()> {
+    let Secured { mut cluster, mirror, .. } = secured(CAREFUL)?;
+    let own = cluster.pod(NAMESPACE, SERVER)?.pod.ips();
+    let ips = [cluster.service_ip(NAMESPACE, SERVER)?, own[0], own[1]];
+    // Both pods send a word to the port that sends it back, and listen to the one that speaks first.
+    let talks = |cluster: &Cluster, name: &str, word: &str| -> Result<Vec<[Transcript; 2]>> {
+        let pod = &cluster.pod(NAMESPACE, name)?.pod;
+        let (send, until) = (format!("send:{word}"), format!("until:{word}"));
+        let talk = |ip, port, steps: &[&str]| mixed::talk(pod, SocketAddr::new(ip, port), IN_TIME, steps);
+        ips.iter()
+            .map(|ip| Ok([talk(*ip, ECHO, &[&send, &until, "shutdown", "end"])?, talk(*ip, GREET, &["end"])?]))
+            .collect()
+    };
+    let all_served = |said: &[[Transcript; 2]], word: &str| -> Result<()> {
+        for [echo, greet] in said {
+            ensure!(echo.end == "eof" && echo.received == word, "{echo:?}");
+            ensure!(greet.end == "eof" && greet.received.starts_with(SERVER), "{greet:?}");
+        }
+        Ok(())
+    };
+    for (name, word) in [(CLIENT, "before-client"), ("careful", "before-careful")] {
+        all_served(&talks(&cluster, name, word)?, word).context(name)?;
+    }
+    let heard = |cluster: &Cluster| -> Result<_> { cluster.pod(NAMESPACE, SERVER)?.stats() };
+
+    let recording = cluster.link()?.record()?;
+    cluster.take_agent_on("node-a")?.kill()?;
+    let before = heard(&cluster)?;
+    for [echo, greet] in talks(&cluster, "careful", "without-careful")? {
+        ensure!(echo.end == "refused" && greet.end == "refused", "{echo:?} {greet:?}");
+    }
+    ensure!(heard(&cluster)?.connections() == before.connections(), "a pod that fails closed was heard");
+    // Directly, from its own address; the server's agent does not ask for more, as the namespace is not strict.
+    all_served(&talks(&cluster, CLIENT, "without-client")?, "without-client")?;
+    ensure!(heard(&cluster)?.connections() == before.connections() + 6, "{:?}", heard(&cluster)?);
+    let recorded = recording.stop()?;
+    ensure!(recorded.contains(b"without-client") && !recorded.contains(b"without-careful"));
+
+    cluster.set_agent_on("node-a", mirror.start_agent(cluster.node_named("node-a")?, &options())?)?;
+    for pod in [CLIENT, "careful"] {
+        cluster.agent_on("node-a")?.wait_captured(NAMESPACE, pod)?;
+    }
+    let recording = cluster.link()?.record()?;
+    for (name, word) in [(CLIENT, "again-client"), ("careful", "again-careful")] {
+        all_served(&talks(&cluster, name, word)?, word).context(name)?;
+    }
+    let recorded = recording.stop()?;
+    ensure!(all_is_tls(&recorded)? >= 12, "of two pods, three ways and two ports each");
+    for word in ["again-client", "again-careful"] {
+        ensure!(!recorded.contains(word.as_bytes()), "{word} can be read on the link");
+    }
+    let plain = cluster.agent_on("node-a")?.metric("weft_upstream_connections_total", &["encryption=\"none\""])?;
+    ensure!(plain == 0.0, "{plain} connections were made without mutual TLS");
+    ensure!(heard(&cluster)?.client_hellos() == 0);
     Ok(())
 }
