@@ -154,6 +154,7 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     // connections now goes on until there is policy to take over with.
     let sources = Arc::<Sources>::default();
     let mut source = Source::open(args, &sources, &registry).await?;
+    capture::check_cgroup(&capture_config(&args.places))?;
     let Some(first) = source.first(metrics_listener.as_ref(), &registry, &mut signals).await? else { return Ok(()) };
 
     let mut old_agent = ask_for_handover(run_dir).await;

@@ -90,6 +90,14 @@ pub fn use_proc(directory: &std::path::Path) {
     sysctl::set_proc(directory);
 }
 
+/// Whether what this process dials would be known as the agent's own. To be asked by whoever dials, before anything is changed.
+///
+/// # Errors
+/// When there is no cgroup2 hierarchy where one is wanted, or this process is not in it.
+pub fn check_cgroup(config: &CaptureConfig) -> Result<(), CaptureError> {
+    cgroup::check_own(config.cgroup_root.as_deref())
+}
+
 /// The programs of this node, attached, and the pods that are captured.
 #[derive(Debug)]
 pub struct Capture {

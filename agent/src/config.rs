@@ -41,7 +41,8 @@ pub struct Places {
     /// Directory for the admin, hand-over and CNI sockets, made with mode 0700.
     #[arg(long, value_name = "DIR", default_value = "/run/weft", env = "WEFT_RUN_DIR")]
     pub run_dir: PathBuf,
-    /// Cgroup to attach to [default: the kubepods cgroup if there is one, else the root of cgroup2].
+    /// Root of the cgroup2 hierarchy, or the part of it that holds the agent and all its pods: programs are attached there, and to the
+    /// kubepods cgroup below it if there is one [default: where cgroup2 is mounted].
     #[arg(long, value_name = "DIR", env = "WEFT_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
 }

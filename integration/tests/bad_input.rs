@@ -383,6 +383,20 @@ fn a_manifest_directory_that_does_not_exist_is_named() -> Result<()> {
 }
 
 #[test]
+fn an_agent_outside_of_its_cgroup_root_is_told_what_to_do() -> Result<()> {
+    let (_pod, manifests, node) = node_with_a_pod()?;
+    let good = agent::run_command(&node, manifests.dir(), &AgentOptions::default())?;
+    let pods = node.cgroup().join("kubepods");
+    let mut command = Command::new(good.get_program());
+    command.args(good.get_args().map(|word| if word == node.cgroup() { pods.as_os_str() } else { word }));
+    let said = refusal(&node, command)?;
+    let own = format!("{}/agent", node.cgroup().file_name().unwrap_or_default().to_string_lossy());
+    assert_refused(&said, &["--cgroup-root", &pods.to_string_lossy(), &own, "come back to it without end"]);
+    ensure!(!node.bpf_dir().exists(), "something was pinned");
+    Ok(())
+}
+
+#[test]
 fn a_foreign_pin_directory_is_named_and_left_alone() -> Result<()> {
     let mut shop = Shop::running("open")?;
     shop.take_agent()?.kill()?;

@@ -23,6 +23,9 @@ const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// What the cgroup of all pods is called, in each of kubelet's cgroup drivers.
 const PODS_CGROUPS: [&str; 3] = ["kubepods", "kubepods.slice", "kubelet-kubepods.slice"];
 
+/// Inode number, and so id, of the root of the whole hierarchy (kernfs numbers from one).
+const HIERARCHY_ROOT: u64 = 1;
+
 /// The cgroups that programs are attached to.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
@@ -71,6 +74,42 @@ impl Cgroups {
     pub(crate) fn connect(&self) -> &Cgroup {
         self.pods.as_ref().unwrap_or(&self.root)
     }
+}
+
+/// Fails unless this process runs in the cgroup that `sock_ops` is to be attached to, or below: a program sees the sockets of those
+/// processes alone. What the agent dials for an application from elsewhere gets no bypass entry, so the pod's look-up program hands it to
+/// the agent again, which dials for it, and so on without end. Asked of the kernel, not of `/proc/self/cgroup`, whose names are relative
+/// to a namespace.
+pub(crate) fn check_own(root: Option<&Path>) -> Result<(), CaptureError> {
+    let root = Cgroups::find(root)?.root;
+    if root.id == HIERARCHY_ROOT || holds(&root.path, std::process::id()) {
+        return Ok(());
+    }
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("that is not known").to_owned();
+    Err(CaptureError::OutsideCgroup { root: root.path, own })
+}
+
+/// Whether a thread of this namespace's is in the cgroup or below.
+fn holds(root: &Path, thread: u32) -> bool {
+    let thread = thread.to_string();
+    let mut waiting = VecDeque::from([root.to_owned()]);
+    let mut scanned = 0;
+    while let Some(path) = waiting.pop_front() {
+        scanned += 1;
+        if scanned > CGROUPS_SCANNED_MAX {
+            // Nobody is refused for what could not be seen.
+            tracing::warn!(limit = CGROUPS_SCANNED_MAX, root = %root.display(), "more cgroups than are searched for this process; it is taken to be in one of them");
+            return true;
+        }
+        // Of threads: a cgroup in threaded mode does not tell its processes. One that went away meanwhile has none.
+        let threads = std::fs::read_to_string(path.join("cgroup.threads")).unwrap_or_default();
+        if threads.lines().any(|line| line == thread) {
+            return true;
+        }
+        waiting.extend(children(&path));
+    }
+    false
 }
 
 fn fs_magic(path: &Path) -> Option<u64> {

@@ -28,6 +28,18 @@ pub enum CaptureError {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// The agent's own sockets would not be seen.
+    #[error(
+        "this process runs in cgroup {own}, outside of --cgroup-root {}: programs that are attached there do not see its connections, and \
+         what it dials for an application would come back to it without end; set --cgroup-root to a directory that this cgroup is below \
+         (the root of the cgroup2 hierarchy always is), or start weft-agent in a cgroup below {}", .root.display(), .root.display()
+    )]
+    OutsideCgroup {
+        /// Where programs would be attached.
+        root: PathBuf,
+        /// The process' own cgroup, as `/proc/self/cgroup` names it.
+        own: String,
+    },
     /// The kernel lacks something that capture cannot do without.
     #[error(
         "the kernel refuses {hook}, which needs Linux {needs} or later with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF (this is {running})"

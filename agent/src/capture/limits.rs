@@ -38,7 +38,7 @@ pub const NETLINK_BUFFER_BYTES: usize = 64 * 1024;
 /// How long the kernel may take to answer over netlink. It answers while it is asked; this only bounds a defect.
 pub const NETLINK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Cgroups that are asked for connect programs of others; a node has a few hundred.
+/// Cgroups that are asked for connect programs of others, or for this very process; a node has a few hundred.
 pub const CGROUPS_SCANNED_MAX: usize = 4096;
 
 /// Connect programs that one cgroup is asked for (BPF_CGROUP_MAX_PROGS in the kernel).

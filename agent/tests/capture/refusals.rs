@@ -6,9 +6,14 @@ use std::{
     path::PathBuf,
 };
 
-use weft_agent::capture::{Capture, CaptureConfig, CaptureError, PodError};
+use weft_agent::capture::{Capture, CaptureConfig, CaptureError, PodError, check_cgroup};
+use weft_proxy::socket::{Dial, SocketError};
 
-use crate::{agent::Worker, outbound::fill, world::World};
+use crate::{
+    agent::{Worker, connect},
+    outbound::fill,
+    world::World,
+};
 
 #[test]
 fn a_pod_that_is_not_as_it_says_is_refused_and_left_as_it_was() {
@@ -111,6 +116,44 @@ fn a_directory_outside_any_bpf_file_system_is_refused() {
     let config = CaptureConfig { cgroup_root: Some(dir.path().to_owned()), ..world.config.clone() };
     let error = Capture::open(&config).expect_err("no cgroup");
     assert!(matches!(error, CaptureError::NoCgroup { .. }), "{error}");
+}
+
+#[test]
+fn an_agent_outside_of_the_cgroup_that_programs_are_attached_to_is_refused() {
+    let Some(world) = World::new() else { return };
+    let beside = world.cgroup().join("host-pod");
+    fs::create_dir(&beside).expect("cgroup");
+    let config = |root: &std::path::Path| CaptureConfig { cgroup_root: Some(root.to_owned()), ..world.config.clone() };
+    check_cgroup(&config(world.cgroup())).expect("this process is in it");
+    let above = world.cgroup().parent().expect("a hierarchy");
+    check_cgroup(&config(above)).expect("the root holds everything");
+    let error = check_cgroup(&config(&beside)).expect_err("this process is not in it");
+    assert!(matches!(error, CaptureError::OutsideCgroup { .. }), "{error}");
+    let (text, own) = (error.to_string(), world.cgroup().file_name().expect("a name").to_string_lossy().into_owned());
+    for part in ["--cgroup-root", &*beside.to_string_lossy(), &format!("cgroup /{own},")] {
+        assert!(text.contains(part), "{part} is missing in: {text}");
+    }
+    // Below, at any depth, is inside.
+    world.enter_pods_cgroup();
+    check_cgroup(&config(world.cgroup())).expect("this process is below it");
+}
+
+#[test]
+fn what_an_agent_outside_of_the_cgroup_dials_is_not_known_as_its_own() {
+    let Some(world) = World::new() else { return };
+    world.b.serve(8080);
+    let beside = world.cgroup().join("host-pod");
+    fs::create_dir(&beside).expect("cgroup");
+    let mut capture =
+        Capture::open(&CaptureConfig { cgroup_root: Some(beside), ..world.config.clone() }).expect("opens");
+    capture.beat(std::time::Duration::ZERO).expect("beats");
+    let attachment = capture.attach_pod(&world.b.spec(), &mut Vec::new()).expect("attached");
+    let pod = attachment.listeners.pod.clone();
+    let client = SocketAddr::new(world.node_v4, 0);
+    let dial = Dial::Inbound { pod: &pod, client, to: SocketAddr::new(world.b.v4, 8080) };
+    // It meets the agent's own listener, for which the agent would dial again. Nobody accepts here.
+    let error = connect(&capture.sockets(), &dial).expect_err("no entry lets it through");
+    assert!(matches!(error, SocketError::BypassFull), "{error}");
 }
 
 #[test]
