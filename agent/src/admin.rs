@@ -4,5 +4,6 @@
 pub mod api;
 pub mod client;
 pub mod http;
+mod mtls;
 pub mod server;
 pub mod view;

@@ -245,10 +245,10 @@ pub fn pod_specs(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn workload(uid: &str, node: &str, meshed: bool) -> Arc<WorkloadIr> {
+    pub(crate) fn workload(uid: &str, node: &str, meshed: bool) -> Arc<WorkloadIr> {
         Arc::new(WorkloadIr {
             id: WorkloadId::new(uid),
             namespace: "shop".into(),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    admin::api::{Detected, Identity, Pod, PodAccess, Service, ServiceRoutes, Status},
+    admin::api::{Detected, Identity, MutualTls, Pod, PodAccess, Service, ServiceRoutes, Status},
     capture::CleanupReport,
     config::OutputFormat,
 };
@@ -82,7 +82,7 @@ pub fn status(status: &Status) -> String {
     );
     let identity =
         status.identity.as_deref().unwrap_or("off, no authority (--ca-address): there is no mutual TLS between nodes");
-    out.push_str(&format!("identity {identity}\n"));
+    out.push_str(&format!("identity {identity}\n{}", mutual_tls(&status.mtls, status.pods.len())));
     if !status.pods.is_empty() {
         let mut pods = table(&[
             "NAMESPACE",
@@ -166,6 +166,36 @@ pub fn status(status: &Status) -> String {
     }
     out.trim_end().to_owned()
 }
+
+/// What pods take from other nodes, and which of this node's other nodes are told to take mutual TLS.
+fn mutual_tls(mtls: &MutualTls, pods: usize) -> String {
+    let names = mtls.strict.iter().take(STRICT_SHOWN).map(|strict| match &*strict.by.kind {
+        "Namespace" => strict.namespace.clone(),
+        _ => format!("{} (by {} {})", strict.namespace, strict.by.kind, strict.by.name),
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    let strict = match (mtls.strict.len(), mtls.strict.len().saturating_sub(STRICT_SHOWN)) {
+        (0, _) => "no namespace is strict".to_owned(),
+        (_, 0) => format!("strict: {names}"),
+        (_, more) => format!("strict: {names} and {more} more"),
+    };
+    let mut out = format!(
+        "mutual TLS between nodes: {}, {strict}; {} of {pods} pods published as taking it\n",
+        or_dash(&mtls.default),
+        mtls.published
+    );
+    if !mtls.withheld.is_empty() {
+        let mut rows = table(&["NAMESPACE", "POD", "NOT PUBLISHED", "WHY"]);
+        for pod in &mtls.withheld {
+            rows.add_row([&pod.namespace, &pod.name, &pod.reason, &pod.message]);
+        }
+        out.push_str(&format!("\n{rows}\n"));
+    }
+    out
+}
+
+/// Strict namespaces that are named before the rest is counted.
+const STRICT_SHOWN: usize = 10;
 
 /// What becomes of a pod's connections while the agent is gone, and why not yet.
 fn fail_mode(pod: &Pod) -> String {
@@ -424,5 +454,29 @@ mod tests {
         };
         assert_eq!(fail_mode(&pod(None)), "closed");
         assert_eq!(fail_mode(&pod(Some("cannot write map PODS"))), "closed, not in force: cannot write map PODS");
+    }
+
+    #[test]
+    fn mutual_tls_names_strict_namespaces_and_pods_that_are_withheld() {
+        let by = |kind: &str, name: &str| json!({"kind": kind, "namespace": "", "name": name});
+        let mtls = |strict: Vec<Value>, withheld: Value| -> MutualTls {
+            serde_json::from_value(
+                json!({"default": "permissive", "strict": strict, "published": 2, "withheld": withheld}),
+            )
+            .unwrap()
+        };
+        let none = mutual_tls(&mtls(Vec::new(), json!([])), 2);
+        assert_eq!(
+            none,
+            "mutual TLS between nodes: permissive, no namespace is strict; 2 of 2 pods published as taking it\n"
+        );
+        let many = (0..12).map(|n| json!({"namespace": format!("n{n}"), "by": by("Namespace", "n")}));
+        let text = mutual_tls(&mtls(many.collect(), json!([])), 2);
+        assert!(text.contains("strict: n0, n1,") && text.contains("n9 and 2 more;"), "{text}");
+        let withheld = json!([{"namespace": "shop", "name": "web", "reason": "unproved", "message": "reset"}]);
+        let text = mutual_tls(&mtls(vec![json!({"namespace": "shop", "by": by("Flag", "--x")})], withheld), 3);
+        assert!(text.contains("shop (by Flag --x); 2 of 3 pods"), "{text}");
+        let row: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(row, ["shop", "web", "unproved", "reset"]);
     }
 }

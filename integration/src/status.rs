@@ -24,6 +24,9 @@ pub struct Status {
     /// What is wrong with files.
     #[serde(default)]
     pub files: Vec<FileError>,
+    /// Mutual TLS between nodes.
+    #[serde(default)]
+    pub mtls: Value,
     /// The state of the hooks.
     #[serde(default)]
     pub capture: Value,

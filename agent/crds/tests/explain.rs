@@ -340,3 +340,93 @@ fn what_is_granted_by_label_is_told_to_those_who_ask_by_account() {
         assert!(told.contains(why), "{source}: {told}");
     }
 }
+
+#[test]
+fn plaintext_to_a_strict_namespace_is_refused_and_the_object_that_says_so_is_named() {
+    let with_uid = |mut pod: Value, uid: &str| {
+        pod["metadata"]["uid"] = uid.into();
+        pod
+    };
+    let elsewhere = |name: &str, mesh: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "free", "name": name, "labels": {"weft.dev/mesh": mesh}},
+            "spec": {"nodeName": "n2", "serviceAccountName": "free", "containers": []},
+            "status": {"phase": "Running", "podIPs": [{"ip": if mesh == "enabled" { "10.0.9.1" } else { "10.0.9.2" }}]},
+        })
+    };
+    let published = json!({
+        "apiVersion": "weft.dev/v1alpha1", "kind": "NodeWorkloads",
+        "metadata": {"name": "n1-0", "labels": {"weft.dev/node": "n1"}},
+        "spec": {"node": "n1", "pods": [
+            {"uid": "ready-uid", "namespace": "shop", "name": "ready-1", "serviceAccount": "ready", "ips": ["10.0.3.1"]},
+        ]},
+    });
+    let world = |mtls: &str| {
+        let mut bare = pod("bare-1", "10.0.4.1", "n1");
+        bare["metadata"]["labels"]["weft.dev/mesh"] = "disabled".into();
+        compiled(vec![
+            namespace("shop", json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": mtls})),
+            namespace("free", json!({"weft.dev/mesh": "enabled"})),
+            pod("client-1", "10.0.0.1", "n1"),
+            pod("v1-1", "10.0.1.1", "n1"),
+            with_uid(pod("ready-1", "10.0.3.1", "n1"), "ready-uid"),
+            bare,
+            elsewhere("meshed", "enabled"),
+            elsewhere("plain", "disabled"),
+            service("v1", "10.96.0.2", http()),
+            published.clone(),
+        ])
+    };
+    let (strict, slip, permissive) = (world("strict"), world("strct"), world("permissive"));
+    const AT_POD: &str = "Namespace shop takes mutual TLS only, and this connection brought no certificate";
+    const AT_CLIENT: &str = "Namespace shop takes mutual TLS only, and no NodeWorkloads says that";
+    for (source, destination, why) in [
+        // Nobody vouches for these, and it is at the pod that they are refused.
+        ("outside", "v1-1:8080", Some(AT_POD)),
+        ("outside", "v1", Some(AT_POD)),
+        ("free/plain", "v1-1:8080", Some(AT_POD)),
+        ("outside", "ready-1:8080", Some(AT_POD)),
+        // From another node: by mutual TLS to a pod that takes it, and not at all to one that does not.
+        ("free/meshed", "ready-1:8080", None),
+        ("free/meshed", "v1-1:8080", Some(AT_CLIENT)),
+        ("free/meshed", "v1", Some(AT_CLIENT)),
+        // The kernel vouches for both ends on one node; but weft does not encrypt what goes to a pod outside of it.
+        ("client-1", "v1-1:8080", None),
+        ("client-1", "v1", None),
+        ("client-1", "client-1:80", None),
+        ("client-1", "bare-1:8080", Some(AT_CLIENT)),
+        ("sa:shop/client", "v1-1:8080", None),
+        ("sa:shop/client", "bare-1:8080", Some(AT_CLIENT)),
+    ] {
+        for compiler in [&strict, &slip] {
+            for request in [None, Some(("GET", "/", &[][..]))] {
+                let answer = ask(compiler, source, destination, request);
+                let what = format!("{source} to {destination}: {answer:#?}");
+                match why {
+                    Some(why) => assert!(answer.outcome == Outcome::Denied && answer.summary.contains(why), "{what}"),
+                    None => assert_eq!(answer.outcome, Outcome::Allowed, "{what}"),
+                }
+                let told =
+                    answer.notes.iter().filter(|note| note.contains("in plaintext from elsewhere is refused")).count();
+                let asked_of_pod = why != Some(AT_CLIENT) && (source, destination) != ("client-1", "client-1:80");
+                assert_eq!(told, usize::from(asked_of_pod), "{what}");
+            }
+        }
+        let answer = ask(&permissive, source, destination, None);
+        assert!(
+            answer.outcome == Outcome::Allowed && !format!("{answer:?}").contains("mutual TLS only"),
+            "{answer:#?}"
+        );
+    }
+    // What pods of a strict namespace send goes as the other end takes it.
+    let out = ask(&strict, "client-1", "free/meshed:80", None);
+    assert_eq!(out.outcome, Outcome::Allowed, "{out:#?}");
+    assert!(
+        out.notes.iter().any(|note| note.starts_with("Namespace shop takes mutual TLS only, which is about")),
+        "{out:#?}"
+    );
+    // Datagrams are not encrypted, in either mode.
+    let datagrams = Question { udp: true, ..question("outside", "v1-1:53", None) };
+    assert_eq!(explain(&strict, &datagrams).unwrap().outcome, Outcome::Allowed);
+}

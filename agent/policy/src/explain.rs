@@ -248,6 +248,14 @@ pub fn explain(compiler: &Compiler, question: &Question) -> Result<Answer, Quest
             destination.protocol().as_str()
         ));
     }
+    let strict = &compiler.snapshot().strict;
+    if let Some(object) = source.namespace().and_then(|namespace| strict.get(namespace))
+        && strict.get(destination.namespace()).is_none()
+    {
+        notes.push(format!(
+            "{object} takes mutual TLS only, which is about what its own pods take: what they send is encrypted if the destination takes that"
+        ));
+    }
     let request = request.filter(|_| carried);
     let (route, backends) = route::follow(&destination, &source, request.as_ref(), &mut notes);
     let asked =

@@ -22,6 +22,9 @@ pub struct Status {
     /// What becomes of identities, in a line; absent where there is no authority.
     #[serde(default)]
     pub identity: Option<String>,
+    /// Mutual TLS between nodes.
+    #[serde(default)]
+    pub mtls: MutualTls,
     /// Whether manifests are applied and every pod was either captured or found impossible to capture.
     pub ready: bool,
     /// Whether the agent is finishing its connections and takes no new ones.
@@ -41,6 +44,41 @@ pub struct Status {
     pub sources: Vec<SourceView>,
     /// The kernel's side.
     pub capture: Capture,
+}
+
+/// Mutual TLS between nodes: who has to, and who can.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MutualTls {
+    /// What pods take whose namespace does not say: `permissive`.
+    pub default: String,
+    /// Namespaces whose pods take nothing else from elsewhere, ascending.
+    pub strict: Vec<StrictNamespace>,
+    /// Pods of this node that other nodes are told to take it.
+    pub published: usize,
+    /// The other pods of this node that are captured or should be, and why other nodes are not told of them.
+    pub withheld: Vec<WithheldPod>,
+}
+
+/// A namespace that refuses plaintext.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrictNamespace {
+    /// Its name.
+    pub namespace: String,
+    /// The object that says so.
+    pub by: Object,
+}
+
+/// A pod that other nodes are not told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithheldPod {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Stable word: `not_captured`, `host_network`, `no_identity`, `no_certificate`, `unproved`, `no_api_server` or `unwritten`.
+    pub reason: String,
+    /// For people: what is missing.
+    pub message: String,
 }
 
 /// One pod.
@@ -91,7 +129,7 @@ pub struct Finding {
 }
 
 /// A Kubernetes object by name.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
     /// Kind.
     pub kind: String,

@@ -13,7 +13,7 @@ use weft_policy::{
 };
 use weft_proxy::learnt::{LearntKey, LearntRow};
 
-use super::api;
+use super::{api, mtls};
 use crate::{capture::CaptureStats, pods::PodState, state::Shared};
 
 /// `GET /status`.
@@ -61,6 +61,7 @@ pub fn status(shared: &Shared) -> api::Status {
     api::Status {
         node: shared.node.clone(),
         identity: shared.identity.as_ref().map(|store| store.summary()),
+        mtls: mtls::mutual_tls(shared, &snapshot),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_s: shared.started.elapsed().as_secs(),
@@ -145,7 +146,7 @@ fn finding(diagnostic: &Diagnostic) -> api::Finding {
     }
 }
 
-fn object(object: &ObjectRef) -> api::Object {
+pub(super) fn object(object: &ObjectRef) -> api::Object {
     api::Object {
         kind: object.kind.to_string(),
         namespace: object.namespace.to_string(),

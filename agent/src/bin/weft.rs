@@ -47,7 +47,7 @@ enum Command {
     ///
     /// Everything is parsed, lowered and compiled as the agent does it. Exit code 0: no errors; 1: errors; 2: a file cannot be read.
     Lint(LintArgs),
-    /// Say where a connection or request would go, whether it may, and which objects say so, or what is missing.
+    /// Say where a connection or request would go, whether it may (mutual TLS included), and which objects say so, or what is missing.
     ///
     /// The agent's own plans are asked, or with --manifests the same engine on manifests. Exit code 0: allowed; 1: anything else (denied,
     /// only some requests or endpoints, nothing ready, not known here); 2: the question names what is not there.
@@ -61,7 +61,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum AgentCommand {
-    /// The agent, its pods (captured, or why not), and everything that is not used as it was written.
+    /// The agent, its pods (captured, or why not), mutual TLS (strict namespaces, pods that other nodes are not told of and why), and
+    /// everything that is not used as it was written.
     Status,
     /// Services: addresses, ports, protocols, endpoints.
     Services,

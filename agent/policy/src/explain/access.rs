@@ -1,5 +1,7 @@
 //! The inbound side: who asks, what is granted, what is missing.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{BackendAnswer, EndpointAnswer, Request, TargetAnswer, resolve::Source, route::Share};
@@ -9,7 +11,7 @@ use crate::{
     inbound::{self, Basis, ConnectionVerdict, Grant, InboundPlan, Verdict},
     ir::WorkloadIr,
     matcher::RequestHead,
-    names::{ServiceAccountKey, WorkloadId},
+    names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
 };
 
 /// What something comes to.
@@ -43,7 +45,8 @@ pub(super) struct Asked<'a> {
 
 impl Asked<'_> {
     pub(super) fn backend(&self, share: Share, notes: &mut Vec<String>) -> BackendAnswer {
-        let endpoints = share.endpoints.iter().map(|endpoint| self.endpoint(endpoint, notes)).collect();
+        let service = share.service.as_ref();
+        let endpoints = share.endpoints.iter().map(|endpoint| self.endpoint(endpoint, service, notes)).collect();
         BackendAnswer {
             service: share.service,
             port: share.port,
@@ -53,7 +56,7 @@ impl Asked<'_> {
         }
     }
 
-    fn endpoint(&self, endpoint: &Endpoint, notes: &mut Vec<String>) -> EndpointAnswer {
+    fn endpoint(&self, endpoint: &Endpoint, service: Option<&ServiceKey>, notes: &mut Vec<String>) -> EndpointAnswer {
         let ir = self.compiler.ir();
         let pod = endpoint.workload.as_ref().and_then(|id| ir.workloads.get(id));
         let mut answer = EndpointAnswer {
@@ -65,6 +68,15 @@ impl Asked<'_> {
             basis: String::new(),
             targets: Vec::new(),
         };
+        let namespace = service.map(|service| &service.namespace).or(pod.map(|pod| &pod.namespace));
+        if let Some(object) = namespace.and_then(|namespace| self.refuses_to_send(endpoint, pod, namespace)) {
+            answer.outcome = Outcome::Denied;
+            answer.basis = format!(
+                "{object} takes mutual TLS only, and no NodeWorkloads says that {} does: the agent of the source does not connect",
+                endpoint.address
+            );
+            return answer;
+        }
         let Some(pod) = pod else {
             answer.basis = match &endpoint.node {
                 Some(node) => format!("its pod is not known here: ask the agent of node {node}"),
@@ -93,11 +105,50 @@ impl Asked<'_> {
         };
         let source = account.as_ref().map(|account| inbound::Source { account, workload: workload.as_ref() });
         let port = endpoint.address.port();
-        let (outcome, basis) = self.verdict(plan, source, port);
+        // As at the pod itself: asked before anything else, of whoever nobody vouches for. Datagrams are encrypted in neither mode.
+        let plaintext = plan.plaintext().filter(|_| !self.udp);
+        if let Some(Basis::Plaintext(object)) = &plaintext {
+            let note = format!(
+                "{object} takes mutual TLS only: what comes to its pods in plaintext from elsewhere is refused, whatever is granted"
+            );
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        let (outcome, basis) = match plaintext.filter(|_| source.is_none()) {
+            Some(basis) => (Outcome::Denied, basis),
+            None => self.verdict(plan, source, port),
+        };
         answer.outcome = outcome;
         answer.basis = basis.to_string();
         answer.targets = self.targets(plan, source, workload.as_ref(), port);
         answer
+    }
+
+    /// The object for which the agent of the source does not even connect: it would have to be in plaintext, and that namespace takes
+    /// none. Where one agent serves both ends nothing has to be encrypted.
+    fn refuses_to_send(
+        &self,
+        endpoint: &Endpoint,
+        pod: Option<&Arc<WorkloadIr>>,
+        namespace: &str,
+    ) -> Option<&ObjectRef> {
+        if self.udp || !self.source.is_carried() {
+            return None;
+        }
+        let snapshot = self.compiler.snapshot();
+        let object = snapshot.strict.get(namespace)?;
+        let is_beside = |pod: &WorkloadIr| match self.source {
+            Source::Pod(source) => source.node == pod.node,
+            Source::Account(_) | Source::Outside => true,
+        };
+        if pod.is_some_and(|pod| pod.meshed && is_beside(pod)) {
+            return None;
+        }
+        let address = endpoint.address.ip();
+        let of_address = || snapshot.pods.get(&address).map(|plan| &plan.workload);
+        let peer = endpoint.workload.as_ref().or_else(of_address).and_then(|workload| snapshot.peers.get(workload));
+        (!peer.is_some_and(|peer| peer.addresses.contains(&address))).then_some(object)
     }
 
     /// The account that the destination knows the source by.

@@ -30,6 +30,14 @@ impl Source {
         }
     }
 
+    pub(super) fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Pod(pod) => Some(&pod.namespace),
+            Self::Account(account) => Some(&account.namespace),
+            Self::Outside => None,
+        }
+    }
+
     /// Whether weft carries what it sends.
     pub(super) fn is_carried(&self) -> bool {
         match self {
@@ -70,6 +78,13 @@ impl Target {
         match self {
             Self::Service(plan) => plan.port,
             Self::Pod { port, .. } => *port,
+        }
+    }
+
+    pub(super) fn namespace(&self) -> &str {
+        match self {
+            Self::Service(plan) => &plan.service.namespace,
+            Self::Pod { pod, .. } => &pod.namespace,
         }
     }
 
