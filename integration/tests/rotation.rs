@@ -11,9 +11,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_integration::{
     Agent, AgentOptions, Cluster,
-    agent::Source,
+    agent::{self, Source},
     kube::{
-        authority::{Authority, AuthorityOptions, NAMESPACE as SYSTEM},
+        authority::{Authority, AuthorityOptions},
         mixed::{CLIENT, HTTP, Mixed, NAMESPACE, SERVER},
     },
     limits, wait,
@@ -90,22 +90,6 @@ fn made(cluster: &Cluster, encryption: &str) -> Result<f64> {
     cluster.agent_on("node-a")?.metric("weft_upstream_connections_total", &[&label])
 }
 
-/// At which step the rotation of the root is.
-fn phase(cluster: &Cluster) -> Result<String> {
-    let path = format!("/api/v1/namespaces/{SYSTEM}/secrets/weft-ca-root");
-    let root: Value = cluster.server.call("GET", &path, None)?;
-    let phase = root["metadata"]["annotations"]["weft.dev/rotation"].as_str().unwrap_or("steady/0");
-    Ok(phase.split(['@', '/']).next().unwrap_or_default().to_owned())
-}
-
-/// The replica that leads.
-fn leader(cluster: &Cluster) -> Result<u16> {
-    let path = format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/weft-ca");
-    let lease = cluster.server.call("GET", &path, None)?;
-    let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
-    holder.rsplit('-').next().and_then(|number| number.parse().ok()).with_context(|| format!("holder {holder:?}"))
-}
-
 #[test]
 fn agents_tell_each_other_of_their_pods_and_then_nothing_crosses_the_link_in_the_clear() -> Result<()> {
     let Mesh { cluster, mixed, .. } = mesh(&[])?;
@@ -118,7 +102,32 @@ fn agents_tell_each_other_of_their_pods_and_then_nothing_crosses_the_link_in_the
         ensure!(!recorded.contains(&planted.words), "{planted:?} can be read on the link");
     }
     ensure!(made(&cluster, "none")? == plain, "a connection was made without mutual TLS");
-    Ok(())
+    status_tells(&cluster)
+}
+
+/// Status and explanations say what is so: who is published, which namespace is strict, and what that comes to.
+fn status_tells(cluster: &Cluster) -> Result<()> {
+    let told = |what: &str, strict: Value| -> Result<()> {
+        for (node, published) in [("node-a", 1), ("node-b", 2)] {
+            let expected = json!({"default": "permissive", "strict": strict, "published": published, "withheld": []});
+            cluster.agent_on(node)?.wait_status(what, |status| (status.mtls == expected).then_some(()))?;
+        }
+        Ok(())
+    };
+    told("no namespace to be strict", json!([]))?;
+    let strict = json!({"metadata": {"labels": {"weft.dev/mtls": "strict"}}});
+    cluster.server.call("PATCH", &format!("/api/v1/namespaces/{NAMESPACE}"), Some(&strict))?;
+    let by = json!({"kind": "Namespace", "namespace": "", "name": NAMESPACE});
+    told("a namespace to be strict", json!([{"namespace": NAMESPACE, "by": by}]))?;
+    let node = cluster.node_named("node-b")?;
+    let explain = |source: &str| agent::weft(node, &["explain", source, &format!("pod:{NAMESPACE}/{SERVER}:{HTTP}")]);
+    let refused = explain("outside").err().context("plaintext is refused")?.to_string();
+    let why = format!("Namespace {NAMESPACE} takes mutual TLS only, and this connection brought no certificate");
+    ensure!(refused.contains(&why), "{refused}");
+    let allowed = explain(&format!("sa:{NAMESPACE}/{CLIENT}"))?;
+    ensure!(allowed.contains("\"allowed\"") && allowed.contains("in plaintext from elsewhere is refused"), "{allowed}");
+    // And so it is.
+    ask(cluster)
 }
 
 #[test]
@@ -143,20 +152,15 @@ fn no_request_fails_while_leaves_are_renewed_and_the_root_is_rotated_with_the_le
     let first = served()?;
     wait::until("requests to flow", IN_TIME, || Ok((served()? > first + 100).then_some(())))?;
 
-    let path = format!("/api/v1/namespaces/{SYSTEM}/secrets/weft-ca-root");
-    cluster.server.call(
-        "PATCH",
-        &path,
-        Some(&json!({"metadata": {"annotations": {"weft.dev/rotate-root": "now"}}})),
-    )?;
+    authority.rotate_root(&cluster)?;
     let (mut seen, began) = (BTreeSet::new(), Instant::now());
     wait::until("the root to be another one", 2 * IN_TIME, || {
         if let Some(status) = asking.has_ended()? {
             anyhow::bail!("a request failed at {seen:?} ({status}): {}", asking.log_tail(limits::LOG_TAIL_LINES));
         }
-        let now = phase(&cluster)?;
+        let now = authority.phase(&cluster)?;
         if now != "steady" && seen.insert(now.clone()) {
-            let leads = leader(&cluster)?;
+            let leads = authority.leader(&cluster)?;
             authority.kill(leads)?;
             authority.launch(leads)?;
             authority.wait_ready(leads)?;

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Cluster, Faults, reviews::Token, server::text};
 use crate::{Node, Process, agent::binary, http, limits, node::NODE_IPV4, slot, wait};
@@ -29,6 +29,8 @@ pub const AGENT_ACCOUNT: &str = "weft";
 pub const AUDIENCE: &str = "weft-ca";
 /// Name in the authority's own certificate.
 pub const SERVER_NAME: &str = "weft-ca.weft-system.svc";
+/// Where the root's Secret is.
+const ROOT_PATH: &str = "/api/v1/namespaces/weft-system/secrets/weft-ca-root";
 /// Where the first replica listens for agents, and where it has its metrics; the second one port further.
 const PORT: u16 = 15012;
 const METRICS_PORT: u16 = 15030;
@@ -233,6 +235,36 @@ impl Authority {
             ("--ca-bundle-file", self.bundle_file().display().to_string()),
         ];
         Ok(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect())
+    }
+
+    /// Asks for another root.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn rotate_root(&self, cluster: &Cluster) -> Result<()> {
+        let ask = json!({"metadata": {"annotations": {"weft.dev/rotate-root": "now"}}});
+        cluster.server.call("PATCH", ROOT_PATH, Some(&ask)).map(drop)
+    }
+
+    /// At which step the rotation of the root is; `steady` if none is under way.
+    ///
+    /// # Errors
+    /// When there is no root.
+    pub fn phase(&self, cluster: &Cluster) -> Result<String> {
+        let root = cluster.server.call("GET", ROOT_PATH, None)?;
+        let phase = root["metadata"]["annotations"]["weft.dev/rotation"].as_str().unwrap_or("steady/0");
+        Ok(phase.split(['@', '/']).next().unwrap_or_default().to_owned())
+    }
+
+    /// The replica that leads.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn leader(&self, cluster: &Cluster) -> Result<u16> {
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/weft-ca");
+        let lease = cluster.server.call("GET", &path, None)?;
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+        holder.rsplit('-').next().and_then(|number| number.parse().ok()).with_context(|| format!("holder {holder:?}"))
     }
 
     /// Kills a replica (SIGKILL).

@@ -197,19 +197,6 @@ struct Agent {
     epoch: u64,
 }
 
-fn phase(cluster: &Cluster) -> Result<String> {
-    let root = secret(cluster, "weft-ca-root")?;
-    let phase = root["metadata"]["annotations"]["weft.dev/rotation"].as_str().unwrap_or("steady/0");
-    Ok(phase.split(['@', '/']).next().unwrap_or_default().to_owned())
-}
-
-fn leader(cluster: &Cluster) -> Result<u16> {
-    let path = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/weft-ca");
-    let lease = cluster.server.call("GET", &path, None)?;
-    let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
-    holder.rsplit('-').next().and_then(|number| number.parse().ok()).with_context(|| format!("holder {holder:?}"))
-}
-
 impl Agent {
     /// Connects to a replica that answers, with the roots in force.
     async fn connect(authority: &Authority, bundle: &Bundle) -> Result<Client> {
@@ -259,25 +246,23 @@ fn the_root_is_rotated_with_the_leader_killed_at_each_step_and_nothing_in_force_
     let arguments = ["--propagation-s", "2", "--takeover-s", "6"].map(str::to_owned).to_vec();
     let (cluster, mut authority) = started(AuthorityOptions { replicas: 2, arguments })?;
     let (before, web) = (roots(&authority)?, Web::on(&cluster)?);
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/secrets/weft-ca-root");
     block_on(async {
         let mut client = Agent::connect(&authority, &before).await?;
         let credential = web.certificate(&mut client, &before).await?;
         let mut agent = Agent { client, bundle: before.clone(), credential, epoch: 0 };
         agent.act(&authority, &web).await?;
-        let ask = json!({"metadata": {"annotations": {"weft.dev/rotate-root": "now"}}});
-        cluster.server.call("PATCH", &path, Some(&ask))?;
+        authority.rotate_root(&cluster)?;
         let (mut seen, began) = (BTreeSet::new(), Instant::now());
         let mut acted = Instant::now();
         loop {
-            ensure!(began.elapsed() < 3 * IN_TIME, "it is in {} after {seen:?}", phase(&cluster)?);
-            let now = phase(&cluster)?;
+            ensure!(began.elapsed() < 3 * IN_TIME, "it is in {} after {seen:?}", authority.phase(&cluster)?);
+            let now = authority.phase(&cluster)?;
             if now != "steady" && seen.insert(now.clone()) {
                 // The one that leads dies as soon as it has written down where it is.
-                let leads = leader(&cluster)?;
+                let leads = authority.leader(&cluster)?;
                 authority.kill(leads)?;
                 // At one step it stays away until the other has taken over.
-                while now == "announce" && leader(&cluster)? == leads {
+                while now == "announce" && authority.leader(&cluster)? == leads {
                     ensure!(began.elapsed() < 3 * IN_TIME, "nobody leads");
                     agent.act(&authority, &web).await?;
                     tokio::time::sleep(ACTS).await;
