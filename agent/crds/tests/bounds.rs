@@ -52,7 +52,7 @@ impl World {
     fn allows(&self, path: &str) -> bool {
         let account = ServiceAccountKey::new("shop", "client");
         let source = Source { account: &account, workload: None };
-        let head = RequestHead { method: &Method::GET, path, headers: &HeaderMap::new() };
+        let head = RequestHead { method: &Method::GET, path, query: None, headers: &HeaderMap::new() };
         let plan = &self.compiler.snapshot().inbound[&WorkloadId::new("u-web")];
         matches!(plan.request(Some(source), HTTP, &head), Verdict::Allow(_))
     }
@@ -222,7 +222,7 @@ fn ten_thousand_splits_of_one_root_are_told_and_disturb_no_other() {
     let took = world.apply(&[split("a", "good")]);
     println!("one more took {took:?}");
     let plan = &world.compiler.snapshot().services[&ServiceKey::new("shop", "root")][0];
-    assert_eq!(plan.otherwise.origin.name.as_ref(), "a", "the first by name");
-    assert_eq!(plan.otherwise.backends[0].service, ServiceKey::new("shop", "good"));
+    assert_eq!(plan.connection.origin.name.as_ref(), "a", "the first by name");
+    assert_eq!(plan.connection.backends[0].service, ServiceKey::new("shop", "good"));
     assert!(took < TIME_MAX, "{took:?}");
 }

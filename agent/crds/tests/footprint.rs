@@ -118,6 +118,6 @@ fn ten_thousand_services_and_a_hundred_thousand_endpoints_stay_small() {
     println!("one changed TrafficSplit among them takes {took:?}");
     assert!(took < CHANGE_MAX, "{took:?}");
     let plan = &compiler.snapshot().services[&ServiceKey::new(&namespace(0), "service-0")][0];
-    assert_eq!(plan.otherwise.backends[0].weight, CHANGES as u64 - 1, "the last change is in force");
+    assert_eq!(plan.connection.backends[0].weight, CHANGES as u64 - 1, "the last change is in force");
     assert!(total < HEAP_BYTES_MAX, "{:.1} MiB", mib(total));
 }

@@ -144,7 +144,7 @@ impl Mesh {
                     }
                     for (method, path) in [(Method::GET, "/"), (Method::POST, "/api/x"), (Method::GET, "/a")] {
                         let headers = HeaderMap::new();
-                        let head = RequestHead { method: &method, path, headers: &headers };
+                        let head = RequestHead { method: &method, path, query: None, headers: &headers };
                         if matches!(plan.request(source, port, &head), Verdict::Allow(_)) {
                             allowed.insert(format!("{name} {method} {path}"));
                         }
@@ -347,7 +347,7 @@ fn patterns_that_are_too_much_together_match_nothing_and_their_group_is_told() {
     let allows = |index: usize| {
         let mut headers = HeaderMap::new();
         headers.insert("x", format!("{index}{}", "x".repeat(4000)).parse().unwrap());
-        let head = RequestHead { method: &Method::GET, path: "/", headers: &headers };
+        let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &headers };
         let source = Source { account: &account, workload: None };
         matches!(mesh.snapshot().inbound[id].request(Some(source), 80, &head), Verdict::Allow(_))
     };

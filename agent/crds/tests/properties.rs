@@ -348,7 +348,7 @@ fn check_cells(world: &World) {
     let ir = world.compiler.ir();
     let mut cells = BTreeMap::new();
     for plan in world.compiler.snapshot().services.values().flat_map(|plans| plans.iter()) {
-        for backend in plan.rules().flat_map(|rule| rule.split.backends.iter()) {
+        for backend in plan.rules().flat_map(|rule| rule.backends()) {
             let key = (backend.service.clone(), backend.port);
             let wanted = ir.endpoints.get(&key).cloned().unwrap_or_default();
             assert_eq!(**backend.endpoints.load(), *wanted, "{key:?}");

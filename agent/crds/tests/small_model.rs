@@ -188,7 +188,7 @@ fn check(plan: &InboundPlan, destination: &str, subset: u32, deny: bool) -> usiz
                     headers.insert("role", "admin".parse().unwrap());
                 }
                 let method: Method = request.method.parse().unwrap();
-                let head = RequestHead { method: &method, path: request.path, headers: &headers };
+                let head = RequestHead { method: &method, path: request.path, query: None, headers: &headers };
                 let allowed = matches!(plan.request(known, port, &head), Verdict::Allow(_));
                 assert_eq!(allowed, expected(Some(request)), "{context} {request:?}");
                 // A connection that is refused is one on which no request would be granted, and the other way about.

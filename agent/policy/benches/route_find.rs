@@ -5,7 +5,7 @@ use std::{hint::black_box, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method};
 use weft_policy::{
-    ir::MatchIr,
+    ir::{MatchIr, PathIr, ValueIr},
     matcher::{RequestHead, RouteMatcher},
     names::ObjectRef,
 };
@@ -20,9 +20,10 @@ fn rule(index: usize, headers: Vec<(Arc<str>, Arc<str>)>) -> Vec<MatchIr> {
     vec![MatchIr {
         origin: ObjectRef::new("HTTPRouteGroup", "shop", "group"),
         name: "match".into(),
-        path_regex: Some(format!("/api/v{index}/items/.*").into()),
+        path: Some(PathIr::Begins(format!("/api/v{index}/items/.*").into())),
         methods: vec!["GET".into()],
-        headers,
+        headers: headers.into_iter().map(|(name, regex)| (name, ValueIr::Search(regex))).collect(),
+        query: Vec::new(),
     }]
 }
 
@@ -41,7 +42,8 @@ fn last_of(routes: usize, with_header: bool) -> Work {
     }
     headers.insert("x-tenant", HeaderValue::from_str(&format!("tenant-{}", routes - 1)).expect("a header's value"));
     Box::new(move || {
-        let head = RequestHead { method: &Method::GET, path: black_box(&path), headers: black_box(&headers) };
+        let head =
+            RequestHead { method: &Method::GET, path: black_box(&path), query: None, headers: black_box(&headers) };
         assert_eq!(black_box(matcher.find(&head)), Some(routes - 1));
     })
 }

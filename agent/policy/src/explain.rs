@@ -188,6 +188,7 @@ pub(crate) struct Request {
     method: Method,
     /// In the form in which rules see it.
     path: String,
+    query: Option<String>,
     headers: HeaderMap,
     /// Whether that is another form than the one that was given.
     changed: bool,
@@ -202,7 +203,10 @@ impl Request {
             return Err(error("CONNECT is refused as a bad request, whoever asks".to_owned()));
         }
         // As the proxy does it before anything looks at a request.
-        let given = question.path.split('?').next().unwrap_or_default();
+        let (given, query) = match question.path.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (&*question.path, None),
+        };
         let canonical = path::canonical(given)
             .map_err(|why| error(format!("{given:?} is refused as a bad request, whoever asks: {why}")))?;
         let changed = canonical.is_some();
@@ -215,7 +219,7 @@ impl Request {
                 .map_err(|_| error(format!("the value of header {name:?} is none that HTTP allows")))?;
             headers.append(header, value);
         }
-        Ok(Self { method, path, headers, changed })
+        Ok(Self { method, path, query, headers, changed })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The model that every front end lowers to. Each item names the object that it came from.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
@@ -11,7 +11,10 @@ use crate::{
     names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     peer::Peer,
     plan::{AppProtocol, Balance},
+    rule::{BackendHeaders, RuleIr},
 };
+
+pub use crate::matches::{MatchIr, PathIr, ValueIr};
 
 /// One Service with the routes whose root it is: the unit of lowering and of compilation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,7 +29,7 @@ pub struct ServiceIr {
     pub balance: Balance,
     /// TCP ports, ascending.
     pub ports: Vec<ServicePortIr>,
-    /// Splits with matches in order of precedence, then at most one without.
+    /// In order of precedence; those without matches come after those with.
     pub routes: Vec<RouteIr>,
 }
 
@@ -41,30 +44,34 @@ pub struct ServicePortIr {
     pub protocol: AppProtocol,
 }
 
-/// Where (part of) a root Service's traffic goes, as one object says.
+/// A rule for (part of) a root Service's traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RouteIr {
-    /// The object.
-    pub origin: ObjectRef,
-    /// Any of these must hold; an empty list matches nothing (its groups do not exist). `None` makes this the wildcard split.
+    /// Any of these must hold; an empty list matches nothing (its groups do not exist). `None` for what no other route takes.
     pub matches: Option<Vec<MatchIr>>,
-    /// In the order of the object. Those that do not exist are already left out, with a diagnostic.
-    pub backends: Vec<BackendIr>,
+    /// Ports of the root that it is for, ascending; `None` for all of them.
+    pub ports: Option<Vec<u16>>,
+    /// For clients of this namespace only, before whatever holds for all (GEP-1426, consumer routes).
+    pub clients: Option<Arc<str>>,
+    /// It says nothing of connections that weft does not look into.
+    pub requests_only: bool,
+    /// What happens to what it takes. Routes that come from one rule of an object share it.
+    pub rule: Arc<RuleIr>,
 }
 
-/// One condition on a request: all that is given must hold.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct MatchIr {
-    /// The object and match name that it came from.
-    pub origin: ObjectRef,
-    /// Name of the match inside its group.
-    pub name: Arc<str>,
-    /// Anchored at the start of the path, not at its end; `None` for any path.
-    pub path_regex: Option<Arc<str>>,
-    /// Upper-case methods; empty, or with `*` among them, for any.
-    pub methods: Vec<Arc<str>>,
-    /// Lower-case header name and a regex that is searched in any of its values; all must hold.
-    pub headers: Vec<(Arc<str>, Arc<str>)>,
+impl RouteIr {
+    /// One that shares all it takes out between backends, as a TrafficSplit does.
+    #[must_use]
+    pub fn split(origin: ObjectRef, matches: Option<Vec<MatchIr>>, backends: Vec<BackendIr>) -> Self {
+        let rule = Arc::new(RuleIr::forward(origin, backends));
+        Self { matches, ports: None, clients: None, requests_only: false, rule }
+    }
+
+    /// Whether it is for a port of the root.
+    #[must_use]
+    pub fn is_for(&self, port: u16) -> bool {
+        self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+    }
 }
 
 /// A Service that takes a share.
@@ -76,6 +83,18 @@ pub struct BackendIr {
     pub weight: u64,
     /// For each port of the root that this backend has too: (root port, backend port). A port that is missing here gets no traffic.
     pub ports: Vec<(u16, u16)>,
+    /// Why its share is answered with an error instead (Gateway API: `BackendNotFound`, `RefNotPermitted`, `InvalidKind`).
+    pub invalid: Option<Arc<str>>,
+    /// What is changed in the fields of its share only.
+    pub headers: Option<Arc<BackendHeaders>>,
+}
+
+impl BackendIr {
+    /// One that takes its share as it is.
+    #[must_use]
+    pub fn new(service: ServiceKey, weight: u64, ports: Vec<(u16, u16)>) -> Self {
+        Self { service, weight, ports, invalid: None, headers: None }
+    }
 }
 
 /// What TrafficTargets say about one destination service account: a unit of lowering and of compilation.
@@ -307,24 +326,4 @@ fn merge<K: Ord + Clone, V: PartialEq + Clone>(
         };
     }
     delta
-}
-
-impl fmt::Display for MatchIr {
-    /// The condition as a person would write it: `path ~ "/api" and method GET,HEAD and header cookie ~ "tester"`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        if let Some(pattern) = &self.path_regex {
-            write!(f, "path ~ \"{pattern}\"")?;
-            separator = " and ";
-        }
-        if !self.methods.is_empty() {
-            write!(f, "{separator}method {}", self.methods.join(","))?;
-            separator = " and ";
-        }
-        for (name, pattern) in &self.headers {
-            write!(f, "{separator}header {name} ~ \"{pattern}\"")?;
-            separator = " and ";
-        }
-        if separator.is_empty() { f.write_str("any request") } else { Ok(()) }
-    }
 }

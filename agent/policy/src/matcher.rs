@@ -16,10 +16,11 @@ use regex_automata::{
 };
 
 use crate::{
-    ir::MatchIr,
+    ir::{MatchIr, PathIr, ValueIr},
     limits,
     names::ObjectRef,
-    pattern::{self, Anchor, Budget, Pattern, PatternError},
+    pattern::{self, Anchor, Budget, Expression, Pattern, PatternError},
+    query,
 };
 
 /// The parts of a request that rules look at.
@@ -29,6 +30,8 @@ pub struct RequestHead<'a> {
     pub method: &'a Method,
     /// Path without the query.
     pub path: &'a str,
+    /// What comes after the path's question mark.
+    pub query: Option<&'a str>,
     /// Headers.
     pub headers: &'a HeaderMap,
 }
@@ -48,7 +51,7 @@ pub struct RuleProblem {
     pub origin: ObjectRef,
     /// Name of the match.
     pub name: Arc<str>,
-    /// Field inside the match: `pathRegex`, `headers.cookie`, `methods`.
+    /// Field inside the match: `path`, `headers.cookie`, `methods`.
     pub field: String,
     /// What is wrong with it.
     pub message: String,
@@ -58,8 +61,9 @@ pub struct RuleProblem {
 struct Table {
     rules: Box<[Rule]>,
     paths: Paths,
-    headers: Box<[Pattern]>,
+    values: Box<[Pattern]>,
     built_bytes: usize,
+    problems: Box<[RuleProblem]>,
 }
 
 #[derive(Debug)]
@@ -73,7 +77,15 @@ struct Rule {
 struct Condition {
     path: Option<usize>,
     methods: Box<[Method]>,
-    headers: Box<[(HeaderName, usize)]>,
+    headers: Box<[(HeaderName, Value)]>,
+    query: Box<[(Arc<str>, Value)]>,
+}
+
+/// What a header or a parameter must be.
+#[derive(Debug)]
+enum Value {
+    Exact(Arc<str>),
+    Pattern(usize),
 }
 
 #[derive(Debug)]
@@ -118,7 +130,8 @@ impl RouteMatcher {
             })
             .collect();
         let built_bytes = build.budget.built_bytes;
-        let table = Arc::new(Table { rules, paths, headers: build.headers.compiled.into(), built_bytes });
+        let problems = build.problems.clone().into();
+        let table = Arc::new(Table { rules, paths, values: build.values.compiled.into(), built_bytes, problems });
         (Self { table }, build.problems)
     }
 
@@ -140,6 +153,12 @@ impl RouteMatcher {
     #[must_use]
     pub fn built_bytes(&self) -> usize {
         self.table.built_bytes
+    }
+
+    /// Matches that hold for no request.
+    #[must_use]
+    pub fn problems(&self) -> &[RuleProblem] {
+        &self.table.problems
     }
 
     /// How many rules there are.
@@ -178,8 +197,15 @@ impl RouteMatcher {
                 };
                 push(format!("path: {}", engine_text(bytes)));
             }
-            for (name, header) in &condition.headers {
-                push(format!("header {name}: {}", engine_text(self.table.headers[*header].dense_bytes())));
+            let headers = condition.headers.iter().map(|(name, value)| ("header", name.as_str(), value));
+            let query = condition.query.iter().map(|(name, value)| ("query", &**name, value));
+            for (kind, name, value) in headers.chain(query) {
+                push(match value {
+                    Value::Exact(_) => format!("{kind} {name}: compared"),
+                    Value::Pattern(index) => {
+                        format!("{kind} {name}: {}", engine_text(self.table.values[*index].dense_bytes()))
+                    }
+                });
             }
         }
         if parts.is_empty() { "no pattern".to_owned() } else { parts.join("; ") }
@@ -207,9 +233,35 @@ impl Condition {
                 return false;
             }
         }
-        self.headers.iter().all(|(name, pattern)| {
-            head.headers.get_all(name).iter().any(|value| table.headers[*pattern].is_match(value.as_bytes()))
-        })
+        let headers = self.headers.iter().all(|(name, wanted)| {
+            head.headers.get_all(name).iter().any(|value| wanted.holds(table, Text::Plain(value.as_bytes())))
+        });
+        headers
+            && self.query.iter().all(|(name, wanted)| {
+                query::first(head.query.unwrap_or_default(), name)
+                    .is_some_and(|value| wanted.holds(table, Text::Encoded(value)))
+            })
+    }
+}
+
+/// A value as it was sent.
+#[derive(Clone, Copy)]
+enum Text<'a> {
+    Plain(&'a [u8]),
+    /// Percent-encoded, as in a query.
+    Encoded(&'a str),
+}
+
+impl Value {
+    fn holds(&self, table: &Table, text: Text<'_>) -> bool {
+        match (self, text) {
+            (Self::Exact(wanted), Text::Plain(value)) => wanted.as_bytes() == value,
+            (Self::Exact(wanted), Text::Encoded(value)) => query::decoded(value).eq(wanted.bytes()),
+            (Self::Pattern(index), Text::Plain(value)) => table.values[*index].is_match(value),
+            (Self::Pattern(index), Text::Encoded(value)) => {
+                query::with_decoded(value, |value| table.values[*index].is_match(value))
+            }
+        }
     }
 }
 
@@ -243,7 +295,7 @@ fn walk(dfa: &dense::DFA<Vec<u32>>, path: &[u8]) -> PathSet {
 struct Build {
     joined: Option<Joined>,
     paths: Patterns,
-    headers: Patterns,
+    values: Patterns,
     budget: Budget,
     problems: Vec<RuleProblem>,
 }
@@ -251,26 +303,26 @@ struct Build {
 /// All the path patterns of a table in one automaton.
 struct Joined {
     dfa: dense::DFA<Vec<u32>>,
-    index: HashMap<Arc<str>, usize>,
+    index: HashMap<Expression, usize>,
 }
 
 /// Different patterns, each compiled once.
 #[derive(Default)]
 struct Patterns {
-    index: HashMap<Arc<str>, Result<usize, PatternError>>,
+    index: HashMap<Expression, Result<usize, PatternError>>,
     compiled: Vec<Pattern>,
 }
 
 impl Patterns {
-    fn add(&mut self, text: &Arc<str>, anchor: Anchor, budget: &mut Budget) -> Result<usize, PatternError> {
-        if let Some(known) = self.index.get(text) {
+    fn add(&mut self, expression: Expression, anchor: Anchor, budget: &mut Budget) -> Result<usize, PatternError> {
+        if let Some(known) = self.index.get(&expression) {
             return known.clone();
         }
-        let added = Pattern::new(text, anchor, budget).map(|pattern| {
+        let added = Pattern::new(&expression, anchor, budget).map(|pattern| {
             self.compiled.push(pattern);
             self.compiled.len() - 1
         });
-        self.index.insert(Arc::clone(text), added.clone());
+        self.index.insert(expression, added.clone());
         added
     }
 }
@@ -279,13 +331,14 @@ impl Joined {
     /// One automaton for all paths, if there are any, and it fits. Patterns that are refused are left out.
     fn new(rules: &[&[MatchIr]], built_bytes: &mut usize) -> Option<Self> {
         let mut seen = HashSet::new();
-        let mut texts: Vec<&Arc<str>> = Vec::new();
+        let mut expressions: Vec<Expression> = Vec::new();
         let mut automata_bytes = 0;
-        for text in rules.iter().flat_map(|matches| matches.iter()).filter_map(|one| one.path_regex.as_ref()) {
-            if !seen.insert(text) {
+        for path in rules.iter().flat_map(|matches| matches.iter()).filter_map(|one| one.path.as_ref()) {
+            if !seen.insert(path) {
                 continue;
             }
-            let nfa = pattern::nfa(&[text], limits::REGEX_AUTOMATON_BYTES_MAX);
+            let expression = path.expression();
+            let nfa = pattern::nfa(&[&expression], limits::REGEX_AUTOMATON_BYTES_MAX);
             let bytes = pattern::built_bytes(&nfa);
             *built_bytes += bytes;
             automata_bytes += bytes;
@@ -295,45 +348,57 @@ impl Joined {
             if nfa.is_err() {
                 continue;
             }
-            texts.push(text);
-            if texts.len() > limits::PATH_DFA_PATTERNS_MAX {
+            expressions.push(expression);
+            if expressions.len() > limits::PATH_DFA_PATTERNS_MAX {
                 return None;
             }
         }
-        if texts.is_empty() {
+        if expressions.is_empty() {
             return None;
         }
-        let patterns: Vec<&str> = texts.iter().map(|text| &***text).collect();
-        let nfa = pattern::nfa(&patterns, limits::TABLE_AUTOMATA_BYTES_MAX);
+        let nfa = pattern::nfa(&expressions.iter().collect::<Vec<_>>(), limits::TABLE_AUTOMATA_BYTES_MAX);
         *built_bytes += pattern::built_bytes(&nfa);
         let dfa = pattern::dense(&nfa.ok()?, StartKind::Anchored, limits::PATH_DFA_BYTES_MAX);
         *built_bytes += dfa.as_ref().map_or(limits::PATH_DFA_BYTES_MAX, dense::DFA::memory_usage);
         let dfa = dfa?;
-        let index = texts.into_iter().enumerate().map(|(index, text)| (Arc::clone(text), index)).collect();
+        let index = expressions.into_iter().enumerate().map(|(index, expression)| (expression, index)).collect();
         Some(Self { dfa, index })
     }
 }
 
 impl Build {
-    fn path(&mut self, text: &Arc<str>) -> Result<usize, PatternError> {
+    fn path(&mut self, path: &PathIr) -> Result<usize, PatternError> {
+        let expression = path.expression();
         match &self.joined {
-            Some(joined) => match joined.index.get(text) {
+            Some(joined) => match joined.index.get(&expression) {
                 Some(index) => Ok(*index),
-                None => Err(pattern::check(text)
-                    .err()
-                    .unwrap_or(PatternError::TooLarge { max: limits::PATH_DFA_BYTES_MAX })),
+                None => {
+                    Err(expression.check().err().unwrap_or(PatternError::TooLarge { max: limits::PATH_DFA_BYTES_MAX }))
+                }
             },
-            None => self.paths.add(text, Anchor::Start, &mut self.budget),
+            None => self.paths.add(expression, Anchor::Start, &mut self.budget),
+        }
+    }
+
+    fn value(&mut self, value: &ValueIr) -> Result<Value, PatternError> {
+        match value {
+            ValueIr::Exact(text) => Ok(Value::Exact(Arc::clone(text))),
+            ValueIr::Search(_) | ValueIr::Regex(_) => {
+                self.values.add(value.expression(), Anchor::Anywhere, &mut self.budget).map(Value::Pattern)
+            }
         }
     }
 
     fn condition(&mut self, rule: usize, one: &MatchIr) -> Option<Condition> {
         let mut problems = Vec::new();
         let mut path = None;
-        if let Some(text) = &one.path_regex {
-            match self.path(text) {
+        // Whatever is under the root is any path.
+        let below_root = |path: &PathIr| matches!(path, PathIr::Prefix(prefix) if prefix.is_empty());
+        if let Some(wanted) = one.path.as_ref().filter(|path| !below_root(path)) {
+            let field = if matches!(wanted, PathIr::Begins(_)) { "pathRegex" } else { "path" };
+            match self.path(wanted) {
                 Ok(index) => path = Some(index),
-                Err(error) => problems.push(("pathRegex".to_owned(), error.to_string())),
+                Err(error) => problems.push((field.to_owned(), error.to_string())),
             }
         }
         let mut methods = Vec::new();
@@ -346,14 +411,21 @@ impl Build {
             }
         }
         let mut headers = Vec::new();
-        for (name, text) in &one.headers {
+        for (name, value) in &one.headers {
             let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else {
                 problems.push((format!("headers.{name}"), "not an HTTP header name".to_owned()));
                 continue;
             };
-            match self.headers.add(text, Anchor::Anywhere, &mut self.budget) {
-                Ok(index) => headers.push((header, index)),
+            match self.value(value) {
+                Ok(value) => headers.push((header, value)),
                 Err(error) => problems.push((format!("headers.{name}"), error.to_string())),
+            }
+        }
+        let mut query = Vec::new();
+        for (name, value) in &one.query {
+            match self.value(value) {
+                Ok(value) => query.push((Arc::clone(name), value)),
+                Err(error) => problems.push((format!("queryParams.{name}"), error.to_string())),
             }
         }
         let usable = problems.is_empty();
@@ -361,7 +433,7 @@ impl Build {
             let name = Arc::clone(&one.name);
             RuleProblem { rule, origin: one.origin.clone(), name, field, message }
         }));
-        usable.then(|| Condition { path, methods: methods.into(), headers: headers.into() })
+        usable.then(|| Condition { path, methods: methods.into(), headers: headers.into(), query: query.into() })
     }
 }
 

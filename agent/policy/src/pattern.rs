@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Mutex, TryLockError,
+        Arc, Mutex, TryLockError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -19,6 +19,7 @@ use regex_automata::{
     nfa::thompson::{self, NFA},
     util::syntax,
 };
+use regex_syntax::hir::{Hir, Look};
 
 use crate::limits;
 
@@ -37,6 +38,54 @@ impl Anchor {
             Self::Start => Anchored::Yes,
             Self::Anywhere => Anchored::No,
         }
+    }
+}
+
+/// What is looked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Expression {
+    pub(crate) text: Arc<str>,
+    pub(crate) extent: Extent,
+}
+
+/// How much of a text an expression stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Extent {
+    /// A regex, which may leave a rest.
+    Open,
+    /// A regex, for the whole text.
+    Whole,
+    /// No regex: the text itself.
+    Literal,
+    /// No regex: the text itself, or with a slash and a rest behind it.
+    Under,
+}
+
+impl Expression {
+    /// Whether it is accepted by itself.
+    pub(crate) fn check(&self) -> Result<(), PatternError> {
+        nfa(&[self], limits::REGEX_AUTOMATON_BYTES_MAX).map(drop)
+    }
+
+    fn hir(&self) -> Result<Hir, PatternError> {
+        if self.text.len() > limits::REGEX_PATTERN_BYTES_MAX {
+            return Err(PatternError::TooLong { bytes: self.text.len(), max: limits::REGEX_PATTERN_BYTES_MAX });
+        }
+        let parsed = || {
+            syntax::parse_with(&self.text, &syntax())
+                .map_err(|error| PatternError::Syntax(last_line(&error.to_string())))
+        };
+        let literal = || Hir::literal(self.text.as_bytes());
+        let (start, end) = (Hir::look(Look::Start), Hir::look(Look::End));
+        Ok(match self.extent {
+            Extent::Open => parsed()?,
+            Extent::Whole => Hir::concat(vec![start, parsed()?, end]),
+            Extent::Literal => Hir::concat(vec![start, literal(), end]),
+            Extent::Under => {
+                let rest = Hir::alternation(vec![Hir::literal(*b"/"), end]);
+                Hir::concat(vec![start, literal(), rest])
+            }
+        })
     }
 }
 
@@ -96,7 +145,8 @@ impl Checks {
         if self.bytes_left == 0 {
             return Ok(());
         }
-        let nfa = nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX);
+        let expression = Expression { text: pattern.into(), extent: Extent::Open };
+        let nfa = nfa(&[&expression], limits::REGEX_AUTOMATON_BYTES_MAX);
         self.bytes_left = self.bytes_left.saturating_sub(built_bytes(&nfa));
         let accepted = nfa.map(drop);
         self.known.insert(pattern.to_owned(), accepted.clone());
@@ -118,31 +168,24 @@ pub(crate) fn syntax() -> syntax::Config {
     syntax::Config::new().unicode(false).utf8(false)
 }
 
-/// The Thompson NFA of patterns that are searched together.
-pub(crate) fn nfa(patterns: &[&str], bytes_max: usize) -> Result<NFA, PatternError> {
-    if let Some(long) = patterns.iter().find(|pattern| pattern.len() > limits::REGEX_PATTERN_BYTES_MAX) {
-        return Err(PatternError::TooLong { bytes: long.len(), max: limits::REGEX_PATTERN_BYTES_MAX });
-    }
+/// The Thompson NFA of expressions that are searched together.
+pub(crate) fn nfa(expressions: &[&Expression], bytes_max: usize) -> Result<NFA, PatternError> {
+    let patterns = expressions.iter().map(|expression| expression.hir()).collect::<Result<Vec<_>, _>>()?;
     let config = thompson::Config::new()
         .utf8(false)
         .nfa_size_limit(Some(bytes_max))
         .which_captures(thompson::WhichCaptures::None);
-    thompson::Compiler::new().syntax(syntax()).configure(config).build_many(patterns).map_err(|error| {
+    thompson::Compiler::new().configure(config).build_many_from_hir(&patterns).map_err(|error| {
         if error.size_limit().is_some() {
             PatternError::TooLarge { max: bytes_max }
         } else {
-            PatternError::Syntax(explain(&error))
+            PatternError::Syntax(last_line(&error.to_string()))
         }
     })
 }
 
-/// The innermost cause on one line: the parser draws its messages over several lines.
-fn explain(error: &thompson::BuildError) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    let text = cause.to_string();
+/// What is wrong: the parser draws its messages over several lines.
+fn last_line(text: &str) -> String {
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()
 }
@@ -195,11 +238,11 @@ impl Default for Budget {
 
 impl Pattern {
     /// Compiles a pattern within its table's budget.
-    pub(crate) fn new(pattern: &str, anchor: Anchor, budget: &mut Budget) -> Result<Self, PatternError> {
+    pub(crate) fn new(expression: &Expression, anchor: Anchor, budget: &mut Budget) -> Result<Self, PatternError> {
         if budget.automata_bytes == 0 {
             return Err(PatternError::TooLarge { max: limits::TABLE_AUTOMATA_BYTES_MAX });
         }
-        let nfa = nfa(&[pattern], limits::REGEX_AUTOMATON_BYTES_MAX);
+        let nfa = nfa(&[expression], limits::REGEX_AUTOMATON_BYTES_MAX);
         let bytes = built_bytes(&nfa);
         budget.built_bytes += bytes;
         // One that grew too large has cost as much as one that just fits.
@@ -219,7 +262,7 @@ impl Pattern {
         budget.built_bytes += dense_bytes;
         let engine = match dense {
             Some(dfa) => Engine::Dense(Box::new(dfa)),
-            None => Engine::Lazy(Lazy::new(pattern)?),
+            None => Engine::Lazy(Lazy::new(expression)?),
         };
         Ok(Self { anchor, engine })
     }
@@ -250,7 +293,7 @@ impl fmt::Debug for Pattern {
 }
 
 impl Lazy {
-    fn new(pattern: &str) -> Result<Self, PatternError> {
+    fn new(expression: &Expression) -> Result<Self, PatternError> {
         let config = meta::Config::new()
             .utf8_empty(false)
             .dfa(false)
@@ -260,8 +303,7 @@ impl Lazy {
             .hybrid_cache_capacity(limits::LAZY_DFA_BYTES_MAX);
         let regex = meta::Builder::new()
             .configure(config)
-            .syntax(syntax())
-            .build(pattern)
+            .build_from_hir(&expression.hir()?)
             .map_err(|_| PatternError::TooLarge { max: limits::REGEX_AUTOMATON_BYTES_MAX })?;
         let caches = (0..limits::LAZY_DFA_CACHES).map(|_| Mutex::new(regex.create_cache())).collect();
         Ok(Self { regex, caches })

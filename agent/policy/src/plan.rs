@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     matcher::{RequestHead, RouteMatcher},
     names::{ServiceKey, WorkloadId},
+    rule::Rule,
     split::Split,
 };
 
@@ -73,31 +74,83 @@ pub struct OutboundPlan {
     pub protocol: AppProtocol,
     /// How endpoints are chosen.
     pub balance: Balance,
-    /// Splits with matches: for each matcher rule the split at the same index of [`matched`](Self::matched).
+    /// What happens to requests.
+    pub routes: RouteTable,
+    /// What happens to those of clients in single namespaces instead.
+    pub consumers: Box<[(Arc<str>, RouteTable)]>,
+    /// Where connections go that weft does not look into.
+    pub connection: Arc<Split>,
+}
+
+/// Rules in order of precedence.
+#[derive(Clone, Debug)]
+pub struct RouteTable {
+    /// Which one takes a request.
     pub matcher: RouteMatcher,
-    /// Targets of the rules of [`matcher`](Self::matcher), in order of precedence.
-    pub matched: Box<[Arc<Split>]>,
-    /// Everything else: the split without matches if there is one, or the Service's own endpoints.
-    pub otherwise: Arc<Split>,
+    /// For each rule of [`matcher`](Self::matcher) what it means.
+    pub matched: Box<[Route]>,
+    /// What happens to everything else.
+    pub otherwise: Arc<Rule>,
+}
+
+/// What a rule of a matcher means.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// What happens to what it takes.
+    pub rule: Arc<Rule>,
+    /// The prefix that was matched, if that is what it takes requests by.
+    pub prefix: Option<Arc<str>>,
+}
+
+/// What a plan answers about a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Routed<'plan> {
+    /// What happens to it.
+    pub rule: &'plan Arc<Rule>,
+    /// The prefix of its path that was matched.
+    pub prefix: Option<&'plan Arc<str>>,
+}
+
+impl RouteTable {
+    /// What happens to a request. Takes no lock, allocates nothing.
+    #[must_use]
+    pub fn route(&self, head: &RequestHead<'_>) -> Routed<'_> {
+        match self.matcher.find(head) {
+            Some(index) => Routed { rule: &self.matched[index].rule, prefix: self.matched[index].prefix.as_ref() },
+            None => Routed { rule: &self.otherwise, prefix: None },
+        }
+    }
+
+    /// What may happen, in order of precedence.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        self.matched.iter().map(|route| &route.rule).chain([&self.otherwise])
+    }
 }
 
 impl OutboundPlan {
-    /// The split for a request. Takes no lock, allocates nothing.
+    /// The rules for clients of a namespace.
     #[must_use]
-    pub fn route_request(&self, head: &RequestHead<'_>) -> &Arc<Split> {
-        self.matcher.find(head).map_or(&self.otherwise, |rule| &self.matched[rule])
+    pub fn table(&self, client_namespace: &str) -> &RouteTable {
+        let own = self.consumers.iter().find(|(namespace, _)| **namespace == *client_namespace);
+        own.map_or(&self.routes, |(_, table)| table)
+    }
+
+    /// All rules, whomever they are for.
+    pub fn all_rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        self.routes.rules().chain(self.consumers.iter().flat_map(|(_, table)| table.rules()))
     }
 
     /// The split for a connection that weft does not look into.
     #[must_use]
     pub fn route_connection(&self) -> &Arc<Split> {
-        &self.otherwise
+        &self.connection
     }
 
-    /// Whether any of its splits has a backend that can take a connection now.
+    /// Whether a connection can be of use now: a backend can take one, or requests are answered without any.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.matched.iter().chain([&self.otherwise]).any(|split| split.has_ready())
+        self.connection.has_ready()
+            || self.all_rules().any(|rule| rule.split().is_none_or(|split| split.keeps_shares || split.has_ready()))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     endpoints::EndpointCell,
     limits,
     names::{ObjectRef, ServiceKey},
+    rule::BackendHeaders,
 };
 
 /// A Service port that may be chosen.
@@ -22,6 +23,10 @@ pub struct Backend {
     pub weight: u64,
     /// Its endpoints.
     pub endpoints: Arc<EndpointCell>,
+    /// Why its share is answered with an error instead.
+    pub invalid: Option<Arc<str>>,
+    /// What is changed in the fields of its share only.
+    pub headers: Option<Arc<BackendHeaders>>,
 }
 
 /// Backends and their weights. A Service that is not split is a split with itself as the only backend.
@@ -32,6 +37,8 @@ pub struct Split {
     pub origin: ObjectRef,
     /// The backends, in the order of the object.
     pub backends: Box<[Backend]>,
+    /// Whether a backend's share is its own even while it has no ready endpoint.
+    pub keeps_shares: bool,
 }
 
 /// Why no backend could be chosen; becomes the reason of the answer.
@@ -73,6 +80,12 @@ impl SplitState {
 }
 
 impl Backend {
+    /// One that takes its share as it is.
+    #[must_use]
+    pub fn new(service: ServiceKey, port: u16, weight: u64, endpoints: Arc<EndpointCell>) -> Self {
+        Self { service, port, weight, endpoints, invalid: None, headers: None }
+    }
+
     fn is_usable(&self) -> bool {
         self.weight > 0 && self.endpoints.has_ready()
     }
@@ -88,7 +101,13 @@ impl Split {
     #[must_use]
     pub fn new(origin: ObjectRef, backends: Box<[Backend]>) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), origin, backends }
+        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), origin, backends, keeps_shares: false }
+    }
+
+    /// The same, with the share of a backend being its own even while it has no ready endpoint.
+    #[must_use]
+    pub fn keeping_shares(self) -> Self {
+        Self { keeps_shares: true, ..self }
     }
 
     /// Unique in this process: keys a worker's [`SplitState`].
@@ -104,7 +123,7 @@ impl Split {
     }
 
     /// The next backend, by smooth weighted round robin (nginx, `ngx_http_upstream_round_robin`) among those that have a ready endpoint.
-    /// What is skipped for want of ready endpoints is told by [`SplitState::skipped`] of the same state afterwards.
+    /// A split that keeps shares skips nothing. What is skipped for want of ready endpoints is told by [`SplitState::skipped`] of the same state afterwards.
     ///
     /// Allocates only the first time that a state is used with a split.
     ///
@@ -115,7 +134,9 @@ impl Split {
             state.credit = vec![0; self.backends.len()];
         }
         while let Some(returned) = state.returned.pop() {
-            if let Some(backend) = self.backends.get(returned).filter(|backend| backend.is_usable()) {
+            if let Some(backend) =
+                self.backends.get(returned).filter(|backend| self.keeps_shares || backend.is_usable())
+            {
                 state.skipped = 0;
                 return Ok(backend);
             }
@@ -128,7 +149,7 @@ impl Split {
                 continue;
             }
             total_weight = total_weight.saturating_add(weight);
-            if !backend.endpoints.has_ready() {
+            if !self.keeps_shares && !backend.endpoints.has_ready() {
                 // Its credit waits with it: a backend that flaps gets its share of the turns at which it was ready.
                 state.skipped += 1;
                 continue;

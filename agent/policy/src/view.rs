@@ -13,41 +13,58 @@ use crate::{
     inbound::{InboundPlan, Mtls, Stance},
     names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     peer::Peer,
-    plan::{AppProtocol, Balance, OutboundPlan, PodPlan},
+    plan::{AppProtocol, Balance, OutboundPlan, PodPlan, RouteTable},
+    rule::{ActionIr, BackendHeaders, Filters, Rule},
     snapshot::Snapshot,
     split::{Backend, Split},
 };
 
-/// One rule of a plan: which requests it takes, and where they go.
+/// One rule of a plan: which requests it takes, and what happens to them.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanRule<'a> {
-    plan: &'a OutboundPlan,
+    table: &'a RouteTable,
     /// Index in the matcher; `None` for what no rule takes.
     index: Option<usize>,
-    /// Where its requests go.
-    pub split: &'a Arc<Split>,
+    /// The namespace whose clients it is for; `None` for all that have no rules of their own.
+    pub clients: Option<&'a Arc<str>>,
+    /// What happens.
+    pub rule: &'a Arc<Rule>,
 }
 
 impl OutboundPlan {
-    /// The rules in order of precedence; the last one takes everything that no other does.
+    /// The rules in order of precedence; those for single namespaces first. The last one of each table takes everything that no other does.
     pub fn rules(&self) -> impl Iterator<Item = PlanRule<'_>> {
-        let matched =
-            self.matched.iter().enumerate().map(|(index, split)| PlanRule { plan: self, index: Some(index), split });
-        matched.chain([PlanRule { plan: self, index: None, split: &self.otherwise }])
+        let consumers = self.consumers.iter().flat_map(|(clients, table)| table.described(Some(clients)));
+        consumers.chain(self.routes.described(None))
+    }
+}
+
+impl RouteTable {
+    /// Its rules in order of precedence.
+    pub fn described<'a>(&'a self, clients: Option<&'a Arc<str>>) -> impl Iterator<Item = PlanRule<'a>> {
+        let of = move |index, rule| PlanRule { table: self, index, clients, rule };
+        let matched = self.matched.iter().enumerate().map(move |(index, route)| of(Some(index), &route.rule));
+        matched.chain([of(None, &self.otherwise)])
     }
 }
 
 impl<'a> PlanRule<'a> {
-    /// The object that the rule comes from: a TrafficSplit, or the Service itself.
+    /// The object that the rule comes from: an HTTPRoute, a TrafficSplit, or the Service itself.
     #[must_use]
     pub fn origin(&self) -> &'a ObjectRef {
-        &self.split.origin
+        &self.rule.ir.origin
+    }
+
+    /// The backends that it chooses from; none if it answers by itself.
+    #[must_use]
+    pub fn backends(&self) -> &'a [Backend] {
+        self.rule.split().map_or(&[], |split| &split.backends)
     }
 
     /// Its conditions, any of which is enough; `None` for the rule that takes everything else.
     #[must_use]
     pub fn matches(&self) -> Option<&'a [String]> {
-        self.index.map(|index| self.plan.matcher.text(index))
+        self.index.map(|index| self.table.matcher.text(index))
     }
 
     /// Its conditions on one line.
@@ -63,7 +80,7 @@ impl<'a> PlanRule<'a> {
     /// Which engines search its patterns.
     #[must_use]
     pub fn engine(&self) -> String {
-        self.index.map_or_else(|| "no pattern".to_owned(), |index| self.plan.matcher.engine(index))
+        self.index.map_or_else(|| "no pattern".to_owned(), |index| self.table.matcher.engine(index))
     }
 }
 
@@ -142,6 +159,8 @@ pub struct PlanView {
     pub balance: Balance,
     /// Rules in order of precedence.
     pub rules: Vec<RuleView>,
+    /// Where connections go that weft does not look into.
+    pub connection: Vec<BackendView>,
 }
 
 /// One rule of a plan.
@@ -149,12 +168,22 @@ pub struct PlanView {
 pub struct RuleView {
     /// The object that it comes from.
     pub origin: ObjectRef,
+    /// Which of the object's rules.
+    pub name: Arc<str>,
+    /// The namespace whose clients it is for; `null` for all that have no rules of their own.
+    pub clients: Option<Arc<str>>,
     /// Conditions, any of which is enough; `null` for the rule that takes everything else.
     pub matches: Option<Vec<String>>,
     /// The engines of its patterns.
     pub engine: String,
     /// Where its requests go.
     pub backends: Vec<BackendView>,
+    /// Whether it answers by itself: a redirect or an error.
+    pub answers: Option<ActionIr>,
+    /// What is done to requests and responses.
+    pub filters: Option<Box<Filters>>,
+    /// Services that get copies.
+    pub mirrors: Vec<BackendView>,
 }
 
 /// One backend of a rule.
@@ -172,6 +201,10 @@ pub struct BackendView {
     pub ready: Vec<SocketAddr>,
     /// Endpoints that finish what they have.
     pub draining: Vec<SocketAddr>,
+    /// Why its share is answered with an error instead.
+    pub invalid: Option<Arc<str>>,
+    /// What is changed in the fields of its share only.
+    pub headers: Option<Arc<BackendHeaders>>,
 }
 
 /// The plan of one pod address.
@@ -237,9 +270,16 @@ impl OutboundPlan {
     pub fn describe(&self) -> PlanView {
         let rules = self.rules().map(|rule| RuleView {
             origin: rule.origin().clone(),
+            name: Arc::clone(&rule.rule.ir.name),
+            clients: rule.clients.cloned(),
             matches: rule.matches().map(<[String]>::to_vec),
             engine: rule.engine(),
-            backends: rule.split.shares().map(|(backend, share)| BackendView::new(backend, share)).collect(),
+            backends: rule.rule.split().map_or_else(Vec::new, |split| {
+                split.shares().map(|(backend, share)| BackendView::new(backend, share)).collect()
+            }),
+            answers: rule.rule.split().is_none().then(|| rule.rule.ir.action.clone()),
+            filters: rule.rule.ir.filters.clone(),
+            mirrors: rule.rule.mirrors.iter().map(|mirror| BackendView::new(mirror, 0.0)).collect(),
         });
         PlanView {
             service: self.service.clone(),
@@ -247,6 +287,7 @@ impl OutboundPlan {
             protocol: self.protocol,
             balance: self.balance,
             rules: rules.collect(),
+            connection: self.connection.shares().map(|(backend, share)| BackendView::new(backend, share)).collect(),
         }
     }
 }
@@ -261,6 +302,8 @@ impl BackendView {
             share_percent,
             ready: set.ready.iter().map(|endpoint| endpoint.address).collect(),
             draining: set.draining.iter().map(|endpoint| endpoint.address).collect(),
+            invalid: backend.invalid.clone(),
+            headers: backend.headers.clone(),
         }
     }
 }

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use weft_policy::{
     compile::Compiler,
     endpoints::{Endpoint, EndpointSet},
-    ir::{BackendIr, IrDelta, MatchIr, RouteIr, ServiceIr, ServicePortIr},
+    ir::{BackendIr, IrDelta, MatchIr, PathIr, RouteIr, ServiceIr, ServicePortIr, ValueIr},
     matcher::RequestHead,
     names::{ObjectRef, ServiceKey},
     plan::{AppProtocol, Balance, Destination},
@@ -31,17 +31,13 @@ fn route(index: usize, path: &str, cookie: &str) -> RouteIr {
     let one = MatchIr {
         origin: ObjectRef::new("HTTPRouteGroup", "shop", "g"),
         name: "m".into(),
-        path_regex: Some(path.into()),
+        path: Some(PathIr::Begins(path.into())),
         methods: vec!["GET".into()],
-        headers: vec![("cookie".into(), cookie.into())],
+        headers: vec![("cookie".into(), ValueIr::Search(cookie.into()))],
+        query: vec![],
     };
-    RouteIr {
-        origin: ObjectRef::new("TrafficSplit", "shop", &format!("s{index}")),
-        matches: Some(vec![one]),
-        backends: [("v1", 90), ("v2", 10)]
-            .map(|(name, weight)| BackendIr { service: key(name), weight, ports: vec![(80, 80)] })
-            .into(),
-    }
+    let backends = [("v1", 90), ("v2", 10)].map(|(name, weight)| BackendIr::new(key(name), weight, vec![(80, 80)]));
+    RouteIr::split(ObjectRef::new("TrafficSplit", "shop", &format!("s{index}")), Some(vec![one]), backends.into())
 }
 
 /// A pattern that no dense automaton of any allowed size can hold.
@@ -69,7 +65,7 @@ fn delta(routes: Vec<RouteIr>) -> IrDelta {
 fn look_up(handle: &mut PlanHandle, head: &RequestHead<'_>, state: &mut SplitState) -> usize {
     let Some(Destination::Service(plan)) = handle.current() else { panic!("no plan") };
     let plan = Arc::clone(plan);
-    let split = plan.route_request(head);
+    let split = plan.table("shop").route(head).rule.split().unwrap();
     let backend = split.pick(state).unwrap();
     backend.endpoints.load().ready.len() + plan.route_connection().backends.len()
 }
@@ -80,9 +76,9 @@ fn steady_state_is_free(routes: Vec<RouteIr>, engine: &str) {
     cell.publish(compiler.apply(delta(routes)).snapshot);
     let plan = Arc::clone(&cell.load().services[&key("web")][0]);
     assert!(
-        plan.matcher.engine(plan.matcher.len() - 1).contains(engine),
+        plan.routes.matcher.engine(plan.routes.matcher.len() - 1).contains(engine),
         "{}",
-        plan.matcher.engine(plan.matcher.len() - 1)
+        plan.routes.matcher.engine(plan.routes.matcher.len() - 1)
     );
     // More threads than cores, so that they meet inside the same patterns.
     let threads = 6;
@@ -101,10 +97,15 @@ fn steady_state_is_free(routes: Vec<RouteIr>, engine: &str) {
                     hit.append("cookie", HeaderValue::from_bytes(b"session=\xff\xfe").unwrap());
                     let miss = HeaderMap::new();
                     let heads = [
-                        RequestHead { method: &Method::GET, path: "/api/v7/items/42", headers: &hit },
-                        RequestHead { method: &Method::GET, path: "/aababababababababababaz", headers: &hit },
-                        RequestHead { method: &Method::GET, path: "/nothing", headers: &miss },
-                        RequestHead { method: &Method::POST, path: "/api/v1/items/1", headers: &hit },
+                        RequestHead { method: &Method::GET, path: "/api/v7/items/42", query: None, headers: &hit },
+                        RequestHead {
+                            method: &Method::GET,
+                            path: "/aababababababababababaz",
+                            query: None,
+                            headers: &hit,
+                        },
+                        RequestHead { method: &Method::GET, path: "/nothing", query: None, headers: &miss },
+                        RequestHead { method: &Method::POST, path: "/api/v1/items/1", query: None, headers: &hit },
                     ];
                     let mut states: Vec<SplitState> = heads.iter().map(|_| SplitState::default()).collect();
                     let mut work = |rounds: usize| {
@@ -149,7 +150,7 @@ fn an_unsplit_service_allocates_nothing() {
     cell.publish(compiler.apply(delta(vec![])).snapshot);
     let mut handle = PlanHandle::new(Arc::clone(&cell), "10.96.0.1:80".parse().unwrap());
     let (headers, mut state) = (HeaderMap::new(), SplitState::default());
-    let head = RequestHead { method: &Method::GET, path: "/", headers: &headers };
+    let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &headers };
     assert!(look_up(&mut handle, &head, &mut state) > 0);
     assert_eq!(allocations(|| (0..1000).for_each(|_| assert!(look_up(&mut handle, &head, &mut state) > 0))), 0);
     // A new generation that leaves the plan alone costs a lookup and still allocates nothing.

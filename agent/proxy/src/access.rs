@@ -302,7 +302,7 @@ impl Asked {
     }
 
     fn as_head(&self) -> RequestHead<'_> {
-        RequestHead { method: &self.method, path: self.path.path(), headers: &self.headers }
+        RequestHead { method: &self.method, path: self.path.path(), query: self.path.query(), headers: &self.headers }
     }
 }
 

@@ -236,13 +236,8 @@ mod tests {
 
     #[test]
     fn unused_state_is_forgotten() {
-        let (cell, mut balancer) = (EndpointCell::new(endpoints(1)), Balancer::new(3));
-        let backend = Backend {
-            service: ServiceKey::new("shop", "web"),
-            port: 80,
-            weight: 1,
-            endpoints: Arc::new(EndpointCell::new(endpoints(1))),
-        };
+        let (cell, mut balancer) = (Arc::new(EndpointCell::new(endpoints(1))), Balancer::new(3));
+        let backend = Backend::new(ServiceKey::new("shop", "web"), 80, 1, Arc::new(EndpointCell::new(endpoints(1))));
         let split = Split::new(ObjectRef::new("Service", "shop", "web"), Box::new([backend]));
         balancer.endpoint(&cell, Balance::RoundRobin, V4, &[]).unwrap();
         balancer.backend(&split).unwrap();

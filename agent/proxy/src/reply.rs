@@ -71,10 +71,14 @@ pub enum Reason {
     NoCertificate,
     /// Mutual TLS failed, with every endpoint that was tried.
     TlsFailed,
+    /// The Service has routes, and none takes the request.
+    NoRoute,
+    /// The route's rule, or the backend that it chose, cannot be carried out.
+    RuleInvalid,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 31] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -104,6 +108,8 @@ impl Reason {
         Self::MtlsRequired,
         Self::NoCertificate,
         Self::TlsFailed,
+        Self::NoRoute,
+        Self::RuleInvalid,
     ];
 
     /// The word in `weft-reason` and in metrics.
@@ -139,6 +145,8 @@ impl Reason {
             Self::MtlsRequired => "mtls_required",
             Self::NoCertificate => "no_certificate",
             Self::TlsFailed => "tls_failed",
+            Self::NoRoute => "no_route",
+            Self::RuleInvalid => "rule_invalid",
         }
     }
 
@@ -157,6 +165,8 @@ impl Reason {
             | Self::TlsFailed => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::Denied => StatusCode::FORBIDDEN,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::RuleInvalid => StatusCode::INTERNAL_SERVER_ERROR,
             Self::MalformedRequest
             | Self::MalformedBody
             | Self::BodyIncomplete

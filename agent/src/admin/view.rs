@@ -273,9 +273,10 @@ fn service_routes(plan: &OutboundPlan) -> api::ServiceRoutes {
 }
 
 fn route(rule: PlanRule<'_>) -> api::Route {
-    let ready: Vec<usize> =
-        rule.split.backends.iter().map(|backend| servers(&backend.endpoints.load().ready)).collect();
-    let takes = |index: usize| if ready[index] > 0 { rule.split.backends[index].weight } else { 0 };
+    let backends = rule.backends();
+    let keeps_shares = rule.rule.split().is_some_and(|split| split.keeps_shares);
+    let ready: Vec<usize> = backends.iter().map(|backend| servers(&backend.endpoints.load().ready)).collect();
+    let takes = |index: usize| if ready[index] > 0 || keeps_shares { backends[index].weight } else { 0 };
     let total: u64 = (0..ready.len()).map(takes).sum();
     #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
     let share = |index: usize| if total == 0 { 0.0 } else { takes(index) as f64 * 100.0 / total as f64 };
@@ -283,9 +284,7 @@ fn route(rule: PlanRule<'_>) -> api::Route {
         origin: object(rule.origin()),
         matches: rule.matches().map(<[String]>::to_vec),
         engine: rule.engine(),
-        backends: rule
-            .split
-            .backends
+        backends: backends
             .iter()
             .enumerate()
             .map(|(index, backend)| api::Backend {

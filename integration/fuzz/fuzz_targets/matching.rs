@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use weft_policy::{
-    ir::MatchIr,
+    ir::{MatchIr, PathIr, ValueIr},
     matcher::{RequestHead, RouteMatcher},
     names::ObjectRef,
 };
@@ -154,9 +154,10 @@ impl Rule {
         MatchIr {
             origin: ObjectRef::new("HTTPRouteGroup", "shop", "g"),
             name: "m".into(),
-            path_regex: self.path.as_ref().map(|path| Arc::from(path.text())),
+            path: self.path.as_ref().map(|path| PathIr::Begins(Arc::from(path.text()))),
             methods: self.method.iter().map(|method| Arc::from(*method)).collect(),
-            headers: self.headers.iter().map(|(name, value)| (Arc::from(*name), Arc::from(value.text()))).collect(),
+            headers: self.headers.iter().map(|(name, value)| (Arc::from(*name), ValueIr::Search(Arc::from(value.text())))).collect(),
+            query: Vec::new(),
         }
     }
 
@@ -188,7 +189,7 @@ fuzz_target!(|bytes: &[u8]| {
             let name = HeaderName::from_static(HEADERS[input.below(HEADERS.len())]);
             headers.append(name, HeaderValue::from_bytes(&value).unwrap());
         }
-        let head = RequestHead { method: &method, path: &path, headers: &headers };
+        let head = RequestHead { method: &method, path: &path, query: None, headers: &headers };
         // A rule that cannot be used matches nothing, and says so.
         let expect = rules
             .iter()

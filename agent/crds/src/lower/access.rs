@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use weft_policy::{
-    ir::{AccessIr, BindingIr, GrantIr, MatchIr},
+    ir::{AccessIr, BindingIr, GrantIr, MatchIr, PathIr, ValueIr},
     limits,
     names::{ObjectRef, ServiceAccountKey},
 };
@@ -254,9 +254,10 @@ pub(super) fn match_ir(group: &ObjectRef, one: &HttpMatch) -> MatchIr {
     MatchIr {
         origin: group.clone(),
         name: Arc::clone(&one.name),
-        path_regex: one.path_regex.clone(),
+        path: one.path_regex.clone().map(PathIr::Begins),
         methods: one.methods.clone(),
-        headers: one.headers.clone(),
+        headers: one.headers.iter().map(|(name, regex)| (name.clone(), ValueIr::Search(regex.clone()))).collect(),
+        query: Vec::new(),
     }
 }
 

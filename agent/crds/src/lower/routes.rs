@@ -61,7 +61,7 @@ fn route(store: &ObjectStore, root: &Service, split: &TrafficSplit, findings: &m
         backends.extend(self::backend(store, root, (split, &origin), (index, backend), findings));
     }
     let matches = (!split.groups.is_empty()).then(|| matches(store, split, &origin, findings));
-    RouteIr { origin, matches, backends }
+    RouteIr::split(origin, matches, backends)
 }
 
 fn backend(
@@ -105,7 +105,7 @@ fn backend(
             findings.warning(origin, "BackendPortMismatch", field, message);
         }
     }
-    Some(BackendIr { service: key, weight: backend.weight, ports })
+    Some(BackendIr::new(key, backend.weight, ports))
 }
 
 fn matches(store: &ObjectStore, split: &TrafficSplit, origin: &ObjectRef, findings: &mut Findings) -> Vec<MatchIr> {

@@ -101,7 +101,7 @@ fn shop_and(documents: impl IntoIterator<Item = Value>) -> MeshIr {
 }
 
 fn names(routes: &[RouteIr]) -> Vec<&str> {
-    routes.iter().map(|route| &*route.origin.name).collect()
+    routes.iter().map(|route| &*route.rule.origin.name).collect()
 }
 
 #[test]

@@ -5,10 +5,11 @@ use http::{HeaderMap, HeaderValue, Method};
 use super::*;
 use crate::{
     endpoints::{Endpoint, EndpointSet},
-    ir::{BackendIr, FailMode, MatchIr, RouteIr, ServicePortIr, WorkloadState},
+    ir::{BackendIr, FailMode, MatchIr, PathIr, RouteIr, ServicePortIr, ValueIr, WorkloadState},
     matcher::RequestHead,
     names::ObjectRef,
     plan::{AppProtocol, Balance, Destination},
+    rule::{Action, ActionIr, Refusal, RuleIr},
     split::{NoBackend, SplitState},
 };
 
@@ -40,16 +41,14 @@ fn route(name: &str, cookie: Option<&str>, backends: &[(&str, u64)]) -> RouteIr 
         vec![MatchIr {
             origin: ObjectRef::new("HTTPRouteGroup", "shop", "group"),
             name: "m".into(),
-            path_regex: None,
+            path: None,
             methods: vec![],
-            headers: vec![("cookie".into(), regex.into())],
+            headers: vec![("cookie".into(), ValueIr::Search(regex.into()))],
+            query: vec![],
         }]
     });
-    let backends = backends
-        .iter()
-        .map(|&(name, weight)| BackendIr { service: key(name), weight, ports: vec![(80, 80)] })
-        .collect();
-    RouteIr { origin, matches, backends }
+    let backends = backends.iter().map(|&(name, weight)| BackendIr::new(key(name), weight, vec![(80, 80)])).collect();
+    RouteIr::split(origin, matches, backends)
 }
 
 fn endpoints(addresses: &[&str]) -> Arc<EndpointSet> {
@@ -143,8 +142,14 @@ fn reach(compiled: &Compiled) -> Vec<(String, Option<Reach>)> {
 fn backend(plan: &OutboundPlan, cookie: &str) -> Result<String, NoBackend> {
     let mut headers = HeaderMap::new();
     headers.insert("cookie", HeaderValue::from_str(cookie).unwrap());
-    let head = RequestHead { method: &Method::GET, path: "/", headers: &headers };
-    plan.route_request(&head).pick(&mut SplitState::default()).map(|backend| backend.service.name.to_string())
+    let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &headers };
+    plan.table("shop")
+        .route(&head)
+        .rule
+        .split()
+        .unwrap()
+        .pick(&mut SplitState::default())
+        .map(|backend| backend.service.name.to_string())
 }
 
 #[test]
@@ -206,8 +211,8 @@ fn endpoint_churn_compiles_nothing() {
     }
     assert_eq!(reach(&second), []);
     let web = plan(&first, "web");
-    assert_eq!(web.otherwise.backends[0].endpoints.load().ready.len(), 2, "plans of before see it too");
-    assert!(Arc::ptr_eq(&web.otherwise.backends[0].endpoints, &plan(&first, "v1").otherwise.backends[0].endpoints));
+    assert_eq!(web.connection.backends[0].endpoints.load().ready.len(), 2, "plans of before see it too");
+    assert!(Arc::ptr_eq(&web.connection.backends[0].endpoints, &plan(&first, "v1").connection.backends[0].endpoints));
 }
 
 #[test]
@@ -224,12 +229,15 @@ fn what_comes_out_the_same_is_the_same() {
     web.routes[1] = route("rest", None, &[("v1", 8), ("v2", 2)]);
     let third = Change::default().service(web.clone()).to(&mut compiler);
     let (before, after) = (plan(&second, "web"), plan(&third, "web"));
-    assert!(Arc::ptr_eq(&before.matched[0], &after.matched[0]) && !Arc::ptr_eq(&before.otherwise, &after.otherwise));
-    assert!(before.matcher.is_same(&after.matcher));
+    assert!(
+        Arc::ptr_eq(&before.routes.matched[0].rule, &after.routes.matched[0].rule)
+            && !Arc::ptr_eq(&before.routes.otherwise, &after.routes.otherwise)
+    );
+    assert!(before.routes.matcher.is_same(&after.routes.matcher));
     // New matches.
     web.routes[0] = route("cookie", Some("y"), &[("v2", 1)]);
     let fourth = Change::default().service(web).to(&mut compiler);
-    assert!(!after.matcher.is_same(&plan(&fourth, "web").matcher));
+    assert!(!after.routes.matcher.is_same(&plan(&fourth, "web").routes.matcher));
     assert_eq!(backend(&plan(&fourth, "web"), "y"), Ok("v2".into()));
 }
 
@@ -397,7 +405,7 @@ fn an_automaton_over_its_limit_is_a_finding_and_matches_nothing() {
     assert_eq!((found[0].code, found[0].field.as_str()), ("InvalidMatch", "matches[m].headers.cookie"));
     assert_eq!(found[0].object.to_string(), "HTTPRouteGroup shop/group");
     // It stays found when only weights change, and goes with its cause.
-    web.routes[0].backends[0].weight = 2;
+    web.routes = vec![route("cookie", Some("(?:a{1000}){1000}"), &[("v2", 2)])];
     let _ = Change::default().service(web).to(&mut compiler);
     assert_eq!(compiler.diagnostics().len(), 1);
     let _ = Change::default().service(service("web", Some("10.96.0.1"))).to(&mut compiler);
@@ -415,8 +423,13 @@ fn rules_read_well() {
     let lines: Vec<String> = plan
         .rules()
         .map(|rule| {
-            let shares: Vec<String> =
-                rule.split.shares().map(|(one, share)| format!("{}:{share}%", one.service.name)).collect();
+            let shares: Vec<String> = rule
+                .rule
+                .split()
+                .unwrap()
+                .shares()
+                .map(|(one, share)| format!("{}:{share}%", one.service.name))
+                .collect();
             format!("{}  {}  {}", rule.origin().name, rule.match_text(), shares.join(" "))
         })
         .collect();
@@ -427,4 +440,82 @@ fn rules_read_well() {
             "rest  everything else  v1:90% v2:10%",
         ]
     );
+}
+
+/// The rule of an HTTPRoute.
+fn http_rule(name: &str, action: ActionIr) -> Arc<RuleIr> {
+    let origin = ObjectRef::new("HTTPRoute", "shop", "web");
+    Arc::new(RuleIr { origin, name: name.into(), action, filters: None, mirrors: Vec::new() })
+}
+
+fn forward(backends: &[(&str, u64)]) -> ActionIr {
+    let backends = backends.iter().map(|&(name, weight)| BackendIr::new(key(name), weight, vec![(80, 80)])).collect();
+    ActionIr::Forward { backends, keeps_shares: true }
+}
+
+fn http_route(rule: &Arc<RuleIr>, path: Option<PathIr>) -> RouteIr {
+    let matches = path.map(|path| vec![MatchIr { path: Some(path), ..MatchIr::any(rule.origin.clone(), "m") }]);
+    RouteIr { matches, ports: None, clients: None, requests_only: true, rule: Arc::clone(rule) }
+}
+
+fn taken(plan: &OutboundPlan, clients: &str, path: &str) -> (String, Option<String>) {
+    let headers = HeaderMap::new();
+    let head = RequestHead { method: &Method::GET, path, query: None, headers: &headers };
+    let routed = plan.table(clients).route(&head);
+    (routed.rule.name(), routed.prefix.map(ToString::to_string))
+}
+
+#[test]
+fn matches_of_one_rule_share_it_and_tell_the_prefix_that_was_matched() {
+    let mut web = service("web", Some("10.96.0.1"));
+    let (api, none) = (http_rule("api", forward(&[("v1", 1)])), http_rule("", ActionIr::Refuse(Refusal::NoRoute)));
+    web.routes = vec![
+        http_route(&api, Some(PathIr::Prefix("/a".into()))),
+        http_route(&api, Some(PathIr::Exact("/b".into()))),
+        http_route(&none, None),
+    ];
+    let plan = plan(&shop().service(web).to(&mut Compiler::default()), "web");
+    assert_eq!(taken(&plan, "shop", "/a/x"), ("HTTPRoute shop/web, api".into(), Some("/a".into())));
+    assert_eq!(taken(&plan, "shop", "/b"), ("HTTPRoute shop/web, api".into(), None));
+    assert!(Arc::ptr_eq(&plan.routes.matched[0].rule, &plan.routes.matched[1].rule));
+    assert!(matches!(plan.routes.otherwise.action, Action::Refuse(Refusal::NoRoute)));
+    // Routes for requests leave connections of bytes to the Service itself.
+    assert_eq!(plan.route_connection().origin.to_string(), "Service shop/web");
+}
+
+#[test]
+fn routes_may_be_for_one_port_or_for_the_clients_of_one_namespace() {
+    let mut web = service("web", Some("10.96.0.1"));
+    web.ports.push(port(81, AppProtocol::Http));
+    let (own, theirs) = (http_rule("own", forward(&[("v1", 1)])), http_rule("theirs", forward(&[("v2", 1)])));
+    let any = PathIr::Prefix("".into());
+    web.routes = vec![
+        RouteIr { ports: Some(vec![80]), ..http_route(&own, Some(any.clone())) },
+        RouteIr { clients: Some("lab".into()), ..http_route(&theirs, Some(any)) },
+    ];
+    let compiled = shop().service(web).to(&mut Compiler::default());
+    let plans = &compiled.snapshot.services[&key("web")];
+    assert_eq!(taken(&plans[0], "shop", "/").0, "HTTPRoute shop/web, own");
+    assert_eq!(taken(&plans[1], "shop", "/").0, "Service shop/web");
+    for plan in plans.iter() {
+        assert_eq!(taken(plan, "lab", "/").0, "HTTPRoute shop/web, theirs");
+    }
+}
+
+#[test]
+fn what_did_not_change_of_routes_is_the_very_object_that_it_was() {
+    let (api, other) = (http_rule("api", forward(&[("v1", 1), ("v2", 1)])), http_rule("other", forward(&[("v1", 1)])));
+    let mut web = service("web", Some("10.96.0.1"));
+    web.routes =
+        vec![http_route(&api, Some(PathIr::Exact("/a".into()))), http_route(&other, Some(PathIr::Exact("/b".into())))];
+    let mut compiler = Compiler::default();
+    let before = plan(&shop().service(web.clone()).to(&mut compiler), "web");
+    // The same rule, lowered anew; and one that changed.
+    let (api, other) = (http_rule("api", forward(&[("v1", 1), ("v2", 1)])), http_rule("other", forward(&[("v2", 1)])));
+    web.routes[0].rule = api;
+    web.routes[1].rule = other;
+    let after = plan(&Change::default().service(web).to(&mut compiler), "web");
+    assert!(after.routes.matcher.is_same(&before.routes.matcher));
+    assert!(Arc::ptr_eq(&before.routes.matched[0].rule, &after.routes.matched[0].rule));
+    assert!(!Arc::ptr_eq(&before.routes.matched[1].rule, &after.routes.matched[1].rule));
 }

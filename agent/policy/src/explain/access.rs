@@ -177,6 +177,7 @@ impl Asked<'_> {
         self.request.map(|request| RequestHead {
             method: &request.method,
             path: &request.path,
+            query: request.query.as_deref(),
             headers: &request.headers,
         })
     }

@@ -6,7 +6,9 @@ use super::{
     PassedOver, Request, RouteAnswer,
     resolve::{Source, Target},
 };
-use crate::{endpoints::Endpoint, matcher::RequestHead, names::ServiceKey, plan::OutboundPlan};
+use crate::{
+    endpoints::Endpoint, matcher::RequestHead, names::ServiceKey, plan::OutboundPlan, rule::Action, split::Split,
+};
 
 /// Where something may go.
 pub(super) struct Share {
@@ -55,16 +57,23 @@ fn by_plan(
     request: Option<&Request>,
     notes: &mut Vec<String>,
 ) -> (Option<RouteAnswer>, Vec<Share>) {
-    let head =
-        request.map(|request| RequestHead { method: &request.method, path: &request.path, headers: &request.headers });
-    let taken = head.as_ref().and_then(|head| plan.matcher.find(head)).filter(|_| source.is_carried());
-    if head.is_none() && !plan.matched.is_empty() && source.is_carried() {
+    let head = request.map(|request| RequestHead {
+        method: &request.method,
+        path: &request.path,
+        query: request.query.as_deref(),
+        headers: &request.headers,
+    });
+    let namespace = source.account().map(|account| account.namespace);
+    let table = namespace.as_ref().map_or(&plan.routes, |namespace| plan.table(namespace));
+    let taken = head.as_ref().and_then(|head| table.matcher.find(head)).filter(|_| source.is_carried());
+    if head.is_none() && !table.matched.is_empty() && source.is_carried() {
         notes.push(format!(
             "{} rules look at requests; give METHOD and PATH to see which of them takes one",
-            plan.matched.len()
+            table.matched.len()
         ));
     }
-    let rules: Vec<_> = plan.rules().collect();
+    let clients = namespace.as_ref().filter(|namespace| plan.consumers.iter().any(|(known, _)| known == *namespace));
+    let rules: Vec<_> = table.described(clients).collect();
     let index = taken.unwrap_or(rules.len() - 1);
     let passed_over = if head.is_some() {
         let passed = rules.iter().take(index);
@@ -73,19 +82,34 @@ fn by_plan(
         Vec::new()
     };
     let rule = &rules[index];
-    let ready: Vec<Vec<Endpoint>> =
-        rule.split.backends.iter().map(|backend| backend.endpoints.load().ready.to_vec()).collect();
-    let counts = |index: usize| if ready[index].is_empty() { 0 } else { rule.split.backends[index].weight };
+    let split = if head.is_some() { rule.rule.split() } else { Some(&plan.connection) };
+    let answer = match &rule.rule.action {
+        Action::Redirect(redirect) => Some(format!("a redirect ({})", redirect.status)),
+        Action::Refuse(refusal) => Some(format!("{}, {refusal}", refusal.status())),
+        Action::Forward(_) => None,
+    };
+    if let Some(answer) = answer.filter(|_| head.is_some()) {
+        notes.push(format!("the mesh answers by itself: {answer}"));
+    }
+    let shares = split.map_or_else(Vec::new, |split| shares(split));
+    let origin = if head.is_some() { rule.origin() } else { &plan.connection.origin };
+    let route = RouteAnswer { origin: origin.clone(), matches: rule.match_text(), passed_over };
+    (Some(route), shares)
+}
+
+fn shares(split: &Split) -> Vec<Share> {
+    let backends = &split.backends;
+    let ready: Vec<Vec<Endpoint>> = backends.iter().map(|backend| backend.endpoints.load().ready.to_vec()).collect();
+    let counts = |index: usize| if ready[index].is_empty() && !split.keeps_shares { 0 } else { backends[index].weight };
     let total: u64 = (0..ready.len()).map(counts).sum();
     #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
     let share = |index: usize| if total == 0 { 0.0 } else { counts(index) as f64 * 100.0 / total as f64 };
-    let shares = rule.split.backends.iter().enumerate().map(|(index, backend)| Share {
+    let shares = backends.iter().enumerate().map(|(index, backend)| Share {
         service: Some(backend.service.clone()),
         port: backend.port,
         weight: backend.weight,
         share_percent: share(index),
         endpoints: ready[index].clone(),
     });
-    let route = RouteAnswer { origin: rule.origin().clone(), matches: rule.match_text(), passed_over };
-    (Some(route), shares.collect())
+    shares.collect()
 }

@@ -7,9 +7,10 @@ fn one(path: Option<&str>, methods: &[&str], headers: &[(&str, &str)]) -> MatchI
     MatchIr {
         origin: ObjectRef::new("HTTPRouteGroup", "shop", "group"),
         name: "m".into(),
-        path_regex: path.map(Into::into),
+        path: path.map(|regex| PathIr::Begins(regex.into())),
         methods: methods.iter().map(|&method| method.into()).collect(),
-        headers: headers.iter().map(|&(name, regex)| (name.into(), regex.into())).collect(),
+        headers: headers.iter().map(|&(name, regex)| (name.into(), ValueIr::Search(regex.into()))).collect(),
+        query: Vec::new(),
     }
 }
 
@@ -22,7 +23,12 @@ fn find(matcher: &RouteMatcher, method: &str, path: &str, headers: &[(&str, &[u8
     for (name, value) in headers {
         map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
     }
-    matcher.find(&RequestHead { method: &Method::from_bytes(method.as_bytes()).unwrap(), path, headers: &map })
+    matcher.find(&RequestHead {
+        method: &Method::from_bytes(method.as_bytes()).unwrap(),
+        path,
+        query: None,
+        headers: &map,
+    })
 }
 
 #[test]
@@ -50,6 +56,70 @@ fn paths_are_anchored_at_the_start_only() {
         let (matcher, problems) = table(&[vec![one(Some(pattern), &[], &[])]]);
         assert_eq!(problems, [], "{pattern}");
         assert_eq!(find(&matcher, "GET", path, &[]).is_some(), expected, "{pattern} on {path}");
+    }
+}
+
+#[test]
+fn paths_are_exact_prefixes_by_segment_or_regexes_of_the_whole() {
+    let exact = |path: &str| PathIr::Exact(path.into());
+    let prefix = |path: &str| PathIr::Prefix(path.into());
+    let regex = |path: &str| PathIr::Regex(path.into());
+    for (wanted, path, expected) in [
+        (exact("/a"), "/a", true),
+        (exact("/a"), "/a/", false),
+        (exact("/a.b"), "/axb", false),
+        (exact("/a|/b"), "/b", false),
+        (exact("/caf\u{e9}"), "/caf\u{e9}", true),
+        (prefix("/a"), "/a", true),
+        (prefix("/a"), "/a/", true),
+        (prefix("/a"), "/a/b", true),
+        (prefix("/a"), "/ab", false),
+        (prefix(""), "/anything", true),
+        (prefix("/a+"), "/aa", false),
+        (regex("/a|/b"), "/b", true),
+        (regex("/a|/b"), "/bc", false),
+        (regex("/users/[0-9]+"), "/users/42", true),
+        (regex("/users/[0-9]+"), "/users/42/x", false),
+        (regex("(?x) /a # slash a"), "/a", true),
+        (regex("(?x) /a # slash a"), "/ab", false),
+        (regex("(?i)/API"), "/api", true),
+    ] {
+        let one = MatchIr { path: Some(wanted.clone()), ..one(None, &[], &[]) };
+        // Alone, and beside as many others as no automaton holds together.
+        let (alone, problems) = table(&[vec![one.clone()]]);
+        assert_eq!(problems, [], "{wanted}");
+        assert_eq!(find(&alone, "GET", path, &[]).is_some(), expected, "{wanted} on {path}");
+        let exploding = (0..4).map(|n| vec![self::one(Some(&exploding(n)), &[], &[])]);
+        let (beside, _) = table(&[vec![one]].into_iter().chain(exploding).collect::<Vec<_>>());
+        assert_eq!(find(&beside, "GET", path, &[]) == Some(0), expected, "{wanted} on {path}, one by one");
+    }
+}
+
+#[test]
+fn headers_and_parameters_are_compared_whole_or_by_a_regex_of_the_whole() {
+    let exact = |value: &str| ValueIr::Exact(value.into());
+    let regex = |value: &str| ValueIr::Regex(value.into());
+    for (wanted, value, expected) in [
+        (exact("v2"), "v2", true),
+        (exact("v2"), "v22", false),
+        (exact("V2"), "v2", false),
+        (regex("v[0-9]"), "v2", true),
+        (regex("v[0-9]"), "xv2", false),
+        (regex("v[0-9]"), "v2x", false),
+        (regex("a|b"), "b", true),
+        (regex("a|b"), "bc", false),
+    ] {
+        let header = MatchIr { headers: vec![("x-v".into(), wanted.clone())], ..one(None, &[], &[]) };
+        let query = MatchIr { query: vec![("v".into(), wanted.clone())], ..one(None, &[], &[]) };
+        let (headers, _) = table(&[vec![header]]);
+        assert_eq!(find(&headers, "GET", "/", &[("x-v", value.as_bytes())]).is_some(), expected, "{wanted} on {value}");
+        let (parameters, _) = table(&[vec![query]]);
+        for text in [format!("a=b&v={value}"), format!("v=%{:02x}{}", value.as_bytes()[0], &value[1..])] {
+            let head = RequestHead { method: &Method::GET, path: "/", query: Some(&text), headers: &HeaderMap::new() };
+            assert_eq!(parameters.find(&head).is_some(), expected, "{wanted} on {text}");
+        }
+        let head = RequestHead { method: &Method::GET, path: "/", query: None, headers: &HeaderMap::new() };
+        assert_eq!(parameters.find(&head), None);
     }
 }
 
@@ -154,9 +224,13 @@ fn many_paths_share_one_automaton() {
     assert_eq!(find(&matcher, "GET", "/api/vx/service-1/x", &[]), None);
 }
 
+/// Patterns that no dense automaton of the allowed size holds together.
+fn exploding(n: usize) -> String {
+    format!("/(?:a|b)*a(?:a|b){{14}}{n}")
+}
+
 #[test]
 fn paths_that_blow_up_together_are_tried_one_by_one() {
-    let exploding = |n: usize| format!("/(?:a|b)*a(?:a|b){{14}}{n}");
     let rules: Vec<Vec<MatchIr>> = (0..4).map(|n| vec![one(Some(&exploding(n)), &[], &[])]).collect();
     let (matcher, problems) = table(&rules);
     assert_eq!(problems, []);

@@ -12,11 +12,9 @@ fn split(weights: &[u64]) -> Split {
     let backends = weights
         .iter()
         .enumerate()
-        .map(|(index, &weight)| Backend {
-            service: ServiceKey::new("shop", &format!("b{index}")),
-            port: 80,
-            weight,
-            endpoints: Arc::new(EndpointCell::new(ready())),
+        .map(|(index, &weight)| {
+            let service = ServiceKey::new("shop", &format!("b{index}"));
+            Backend::new(service, 80, weight, Arc::new(EndpointCell::new(ready())))
         })
         .collect();
     Split::new(ObjectRef::new("TrafficSplit", "shop", "s"), backends)
@@ -172,4 +170,13 @@ proptest! {
             prop_assert!((counts[index] as f64 - due).abs() <= 2.0 * weights.len() as f64, "{weights:?} {counts:?} due {due}");
         }
     }
+}
+
+#[test]
+fn a_split_that_keeps_shares_chooses_a_backend_without_endpoints_as_often_as_any() {
+    let split = split(&[50, 50]).keeping_shares();
+    split.backends[1].endpoints.store(EndpointSet::default());
+    let mut state = SplitState::default();
+    assert_eq!(count(&split, &mut state, 10), [5, 5]);
+    assert_eq!(state.skipped(), 0);
 }

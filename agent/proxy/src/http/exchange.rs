@@ -12,6 +12,7 @@ use weft_policy::{
     endpoints::Endpoint,
     matcher::RequestHead,
     plan::{AppProtocol, Destination, OutboundPlan},
+    rule::{Action, Refusal, Rule},
     split::Split,
 };
 
@@ -183,8 +184,26 @@ fn route<'plan>(
     parts: &request::Parts,
     record: &mut Record,
 ) -> Result<Choice<'plan>, LocalReply> {
-    let head = RequestHead { method: &parts.method, path: parts.uri.path(), headers: &parts.headers };
-    let split: &Arc<Split> = plan.route_request(&head);
+    let head = RequestHead {
+        method: &parts.method,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: &parts.headers,
+    };
+    let rule = plan.table(&link.pod.pod.namespace).route(&head).rule;
+    let split: &Arc<Split> = match &rule.action {
+        Action::Forward(split) => split,
+        Action::Redirect(_) => {
+            return Err(refused(plan, rule, Reason::RuleInvalid, "redirects are not carried out", record));
+        }
+        Action::Refuse(refusal) => {
+            let reason = match refusal {
+                Refusal::NoRoute => Reason::NoRoute,
+                Refusal::Invalid(_) => Reason::RuleInvalid,
+            };
+            return Err(refused(plan, rule, reason, refusal, record));
+        }
+    };
     // What was dialled early was counted already.
     let again = link.early_backend(split.id()).and_then(|index| choose::again(split, index, plan.balance));
     let choice = again.map_or_else(|| choose::split(&link.worker, split, plan.balance), Ok);
@@ -192,7 +211,22 @@ fn route<'plan>(
         record.service = Some(plan.service.clone());
         choose::no_backend(split, none)
     })?;
+    if let Some(why) = choice.backend().and_then(|backend| backend.invalid.as_ref()) {
+        return Err(refused(plan, rule, Reason::RuleInvalid, why, record));
+    }
     let names = (Some(&plan.service), choice.backend().map(|backend| &backend.service));
     record.cells = Some(link.cells(split.id(), choice.index(), names));
     Ok(choice)
+}
+
+/// The answer of a rule that sends requests nowhere.
+fn refused(
+    plan: &OutboundPlan,
+    rule: &Rule,
+    reason: Reason,
+    why: impl std::fmt::Display,
+    record: &mut Record,
+) -> LocalReply {
+    record.service = Some(plan.service.clone());
+    LocalReply::new(reason, format_args!("{}: {why}", rule.name()))
 }

@@ -92,10 +92,11 @@ mod tests {
             let expect = match reason.status().as_u16() {
                 400 | 417 | 431 => 13,
                 403 => 7,
-                501 => 12,
+                404 | 501 => 12,
                 502 | 503 => 14,
                 // A head that is too slow or too long has no call to answer.
                 408 | 414 => 2,
+                500 => 2,
                 other => panic!("{reason:?} has status {other}"),
             };
             assert_eq!(status_for(reason.status()), expect, "{reason:?}");

@@ -127,7 +127,8 @@ impl Unsent {
     }
 
     fn head(&self) -> RequestHead<'_> {
-        RequestHead { method: &self.parts.method, path: self.parts.uri.path(), headers: &self.parts.headers }
+        let uri = &self.parts.uri;
+        RequestHead { method: &self.parts.method, path: uri.path(), query: uri.query(), headers: &self.parts.headers }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use weft_policy::{
     endpoints::{EndpointCell, EndpointSet},
     inbound::{Grant, InboundPlan, Stance},
-    ir::MatchIr,
+    ir::{MatchIr, PathIr, ValueIr},
     matcher::RouteMatcher,
     names::{ObjectRef, ServiceAccountKey, WorkloadId},
     plan::AppProtocol,
@@ -61,11 +61,9 @@ fn grant(name: &str, requests: Option<&[(&str, &[&str])]>) -> Grant {
         let matches: Vec<_> = requests
             .iter()
             .map(|(path, methods)| MatchIr {
-                origin: target(name),
-                name: "m".into(),
-                path_regex: Some((*path).into()),
+                path: Some(PathIr::Begins((*path).into())),
                 methods: methods.iter().map(|method| (*method).into()).collect(),
-                headers: Vec::new(),
+                ..MatchIr::any(target(name), "m")
             })
             .collect();
         RouteMatcher::new(&[&matches]).0
@@ -137,11 +135,8 @@ async fn host_can_be_matched_in_either_version() {
     let (one, two) = (Named::start("v1").await, named2("v2").await);
     let mut only = grant("host", None);
     let matches = [MatchIr {
-        origin: target("host"),
-        name: "m".into(),
-        path_regex: None,
-        methods: Vec::new(),
-        headers: vec![("host".into(), "^web$".into())],
+        headers: vec![("host".into(), ValueIr::Search("^web$".into()))],
+        ..MatchIr::any(target("host"), "m")
     }];
     only.requests = Some(RouteMatcher::new(&[&matches]).0);
     let mesh = with(AppProtocol::Http, one.address, granting(vec![only]));

@@ -7,15 +7,15 @@ use std::{
 };
 
 use weft_policy::{
-    ir::MatchIr,
+    ir::{MatchIr, PathIr},
     matcher::RouteMatcher,
     names::ObjectRef,
-    plan::{AppProtocol, OutboundPlan},
+    plan::{AppProtocol, OutboundPlan, Route, RouteTable},
 };
 use weft_proxy::{config::ProxyConfig, flows::FlowProtocol, limits};
 
 use crate::{
-    mesh::{Mesh, cell, plan, service, soon, split, until, vip},
+    mesh::{Mesh, cell, plan, rule, service, soon, split, until, vip},
     origin::{Named, Origin, refusing},
     wire::Wire,
 };
@@ -418,20 +418,17 @@ async fn shares_stay_exact_where_first_requests_go_elsewhere_than_was_dialled() 
     let mesh = Mesh::with(&ProxyConfig { learnt_ports_max: 0, ..patient() });
     let cells = [one.address, two.address, admin.address].map(|address: SocketAddr| cell(&[address]));
     let origin = ObjectRef::new("HTTPRouteGroup", "shop", "admin");
-    let matched = MatchIr {
-        origin,
-        name: "admin".into(),
-        path_regex: Some("/admin".into()),
-        methods: Vec::new(),
-        headers: Vec::new(),
-    };
+    let matched = MatchIr { path: Some(PathIr::Begins("/admin".into())), ..MatchIr::any(origin, "admin") };
     let plain = plan(AppProtocol::Detect, split("canary", &[("v1", 50, &cells[0]), ("v2", 50, &cells[1])]));
     let plain = std::sync::Arc::into_inner(plain).unwrap();
     mesh.serve(
         vip(1),
         std::sync::Arc::new(OutboundPlan {
-            matcher: RouteMatcher::new(&[&[matched]]).0,
-            matched: Box::new([split("admin", &[("admin", 1, &cells[2])])]),
+            routes: RouteTable {
+                matcher: RouteMatcher::new(&[&[matched]]).0,
+                matched: Box::new([Route { rule: rule(&split("admin", &[("admin", 1, &cells[2])])), prefix: None }]),
+                ..plain.routes
+            },
             ..plain
         }),
     );

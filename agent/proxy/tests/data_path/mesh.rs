@@ -21,7 +21,8 @@ use weft_policy::{
     inbound::InboundPlan,
     matcher::RouteMatcher,
     names::{Generation, ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
-    plan::{AppProtocol, Balance, OutboundPlan, PodPlan},
+    plan::{AppProtocol, Balance, OutboundPlan, PodPlan, RouteTable},
+    rule::{Action, Rule, RuleIr},
     snapshot::{Snapshot, SnapshotCell},
     split::{Backend, Split},
 };
@@ -172,11 +173,8 @@ pub(crate) fn speaking(protocol: AppProtocol, addresses: &[SocketAddr]) -> Arc<E
 }
 
 pub(crate) fn split(name: &str, backends: &[(&str, u64, &Arc<EndpointCell>)]) -> Arc<Split> {
-    let backend = |(name, weight, cell): &(&str, u64, &Arc<EndpointCell>)| Backend {
-        service: ServiceKey::new("shop", name),
-        port: 80,
-        weight: *weight,
-        endpoints: Arc::clone(cell),
+    let backend = |(name, weight, cell): &(&str, u64, &Arc<EndpointCell>)| {
+        Backend::new(ServiceKey::new("shop", name), 80, *weight, Arc::clone(cell))
     };
     Arc::new(Split::new(ObjectRef::new("TrafficSplit", "shop", name), backends.iter().map(backend).collect()))
 }
@@ -187,10 +185,16 @@ pub(crate) fn plan(protocol: AppProtocol, otherwise: Arc<Split>) -> Arc<Outbound
         port: 80,
         protocol,
         balance: Balance::RoundRobin,
-        matcher: RouteMatcher::default(),
-        matched: Box::default(),
-        otherwise,
+        routes: RouteTable { matcher: RouteMatcher::default(), matched: Box::default(), otherwise: rule(&otherwise) },
+        consumers: Box::default(),
+        connection: otherwise,
     })
+}
+
+/// A rule that chooses from a split.
+pub(crate) fn rule(split: &Arc<Split>) -> Arc<Rule> {
+    let ir = Arc::new(RuleIr::forward(split.origin.clone(), Vec::new()));
+    Arc::new(Rule { ir, action: Action::Forward(Arc::clone(split)), mirrors: Box::default() })
 }
 
 /// A plan for a Service that is not split.

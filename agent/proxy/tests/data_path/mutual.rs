@@ -7,7 +7,7 @@ use std::{
 
 use weft_policy::{
     inbound::{Grant, InboundPlan},
-    ir::MatchIr,
+    ir::{MatchIr, PathIr},
     matcher::RouteMatcher,
     names::{ObjectRef, ServiceAccountKey},
     plan::AppProtocol,
@@ -31,13 +31,7 @@ fn handshakes(mesh: &Mesh, side: &str) -> f64 {
 /// What TrafficTargets give the client: requests for paths that begin with `/ok`, or everything.
 fn granting(account: &str, requests: bool) -> InboundPlan {
     let origin = ObjectRef::new("TrafficTarget", "shop", "reads");
-    let matches = [MatchIr {
-        origin: origin.clone(),
-        name: "m".into(),
-        path_regex: Some("/ok".into()),
-        methods: Vec::new(),
-        headers: Vec::new(),
-    }];
+    let matches = [MatchIr { path: Some(PathIr::Begins("/ok".into())), ..MatchIr::any(origin.clone(), "m") }];
     let grant = Grant {
         origin: Arc::new(origin.clone()),
         accounts: Box::new([ServiceAccountKey::new("shop", account)]),

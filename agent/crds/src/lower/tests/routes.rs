@@ -4,10 +4,10 @@ use super::*;
 fn a_split_becomes_a_route_of_its_root() {
     let ir = shop_and([split("canary", &[("web-v1", 90), ("web-v2", 10)], &[])]);
     let [route] = &*service_of(&ir, "web").routes else { panic!("one route") };
-    assert_eq!(route.origin, ObjectRef::new("TrafficSplit", "shop", "canary"));
+    assert_eq!(route.rule.origin, ObjectRef::new("TrafficSplit", "shop", "canary"));
     assert_eq!(route.matches, None);
     let shares: Vec<_> =
-        route.backends.iter().map(|one| (one.service.to_string(), one.weight, one.ports.clone())).collect();
+        route.rule.backends().iter().map(|one| (one.service.to_string(), one.weight, one.ports.clone())).collect();
     assert_eq!(shares, [("shop/web-v1".into(), 90, vec![(80, 80)]), ("shop/web-v2".into(), 10, vec![(80, 80)])]);
     assert_eq!(findings(&ir), []);
     assert!(service_of(&ir, "web-v1").routes.is_empty(), "backends are not split further");
@@ -59,7 +59,7 @@ fn matches_of_several_groups_are_merged_and_unknown_groups_match_nothing() {
         matches(0).iter().map(|one| (&*one.origin.name, &*one.name)).collect::<Vec<_>>(),
         [("one", "a"), ("one", "b"), ("two", "a")]
     );
-    assert_eq!(matches(0)[2].headers, [("cookie".into(), "x".into())]);
+    assert_eq!(matches(0)[2].headers, [("cookie".into(), weft_policy::ir::ValueIr::Search("x".into()))]);
     assert_eq!(matches(1).len(), 1);
     assert_eq!(*matches(2), [], "matches nothing, which is not the same as matching everything");
     assert_eq!(
@@ -75,7 +75,7 @@ fn matches_of_several_groups_are_merged_and_unknown_groups_match_nothing() {
 fn missing_backend_is_dropped() {
     let ir = shop_and([split("canary", &[("gone", 50), ("web-v2", 10)], &[])]);
     let route = &service_of(&ir, "web").routes[0];
-    assert_eq!(route.backends.iter().map(|one| one.service.to_string()).collect::<Vec<_>>(), ["shop/web-v2"]);
+    assert_eq!(route.rule.backends().iter().map(|one| one.service.to_string()).collect::<Vec<_>>(), ["shop/web-v2"]);
     assert_eq!(
         findings(&ir),
         [("TrafficSplit shop/canary".into(), "BackendNotFound", "spec.backends[0].service".into())]
@@ -85,7 +85,7 @@ fn missing_backend_is_dropped() {
 #[test]
 fn the_root_as_a_backend_means_its_own_endpoints_with_a_warning() {
     let ir = shop_and([split("canary", &[("web", 50), ("web-v2", 10)], &[])]);
-    assert_eq!(service_of(&ir, "web").routes[0].backends[0].service, key("web"));
+    assert_eq!(service_of(&ir, "web").routes[0].rule.backends()[0].service, key("web"));
     let found = &ir.diagnostics[&key("web")][0];
     assert_eq!((found.code, found.severity), ("BackendIsRoot", Severity::Warning));
 }
@@ -113,7 +113,7 @@ fn backend_ports_match_by_number_and_else_by_name() {
     let unnamed = service("e", json!({"ports": [{"port": 81}]}));
     let splits = split("s", &[("b", 1), ("c", 1), ("d", 1), ("e", 1)], &[]);
     let ir = lowered(&[root, by_number, both, none, unnamed, splits]);
-    let ports: Vec<_> = service_of(&ir, "web").routes[0].backends.iter().map(|one| one.ports.clone()).collect();
+    let ports: Vec<_> = service_of(&ir, "web").routes[0].rule.backends().iter().map(|one| one.ports.clone()).collect();
     assert_eq!(ports, [vec![(80, 80), (90, 8090)], vec![(80, 80), (90, 90), (99, 99)], vec![], vec![]]);
     let severities: Vec<_> =
         ir.diagnostics[&key("web")].iter().map(|one| (one.field.as_str(), one.code, one.severity)).collect();
@@ -135,7 +135,7 @@ fn unnamed_ports_do_not_match_by_their_empty_names() {
         service("b", json!({"ports": [{"port": 81}]})),
         split("s", &[("b", 1)], &[]),
     ]);
-    assert!(service_of(&ir, "web").routes[0].backends[0].ports.is_empty());
+    assert!(service_of(&ir, "web").routes[0].rule.backends()[0].ports.is_empty());
 }
 
 #[test]
@@ -146,7 +146,10 @@ fn weights_of_v1alpha1_keep_their_proportions() {
     old["spec"]["backends"][0]["weight"] = json!("1");
     old["spec"]["backends"][1]["weight"] = json!("500m");
     let ir = shop_and([old]);
-    assert_eq!(service_of(&ir, "web").routes[0].backends.iter().map(|one| one.weight).collect::<Vec<_>>(), [1000, 500]);
+    assert_eq!(
+        service_of(&ir, "web").routes[0].rule.backends().iter().map(|one| one.weight).collect::<Vec<_>>(),
+        [1000, 500]
+    );
 }
 
 #[test]

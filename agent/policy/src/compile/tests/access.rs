@@ -24,9 +24,10 @@ fn grant(name: &str, source: &str, path: Option<&str>) -> GrantIr {
         vec![MatchIr {
             origin: ObjectRef::new("HTTPRouteGroup", "shop", "group"),
             name: "m".into(),
-            path_regex: Some(path.into()),
+            path: Some(PathIr::Begins(path.into())),
             methods: vec![],
             headers: vec![],
+            query: vec![],
         }]
     });
     GrantIr {
