@@ -172,13 +172,18 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
     let credentials = store.clone().map(|store| store as Arc<dyn Credentials>);
     let proxy = Proxy::start(&proxy_config, Arc::clone(&snapshots), sockets.clone(), sockets, credentials, &registry)?;
     let shared = Arc::new(Shared::new(
-        (&args.node, &args.places.bpf_dir),
+        (&args.node, &args.places.bpf_dir, args.mtls),
         (source.locate(args), sources),
         proxy,
         snapshots,
         capture,
         store,
     ));
+    if args.mtls.is_strict() && shared.identity.is_none() {
+        tracing::warn!(
+            "--mtls strict without an authority (--ca-address): pods in the mesh take nothing from other nodes"
+        );
+    }
     let deny = args.default_stance == DefaultStance::Deny;
     shared.compiler().set_default_stance(Stance { deny, origin: None });
     AgentMetrics::register(&registry, &shared)?;

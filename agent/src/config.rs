@@ -116,6 +116,9 @@ pub struct RunArgs {
     /// say.
     #[arg(long, value_enum, default_value_t, env = "WEFT_DEFAULT_STANCE")]
     pub default_stance: DefaultStance,
+    /// Whether pods take plaintext from elsewhere, where their namespace's label weft.dev/mtls does not say.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_MTLS")]
+    pub mtls: DefaultMtls,
     /// How log lines look. Levels are set by WEFT_LOG.
     #[arg(long, value_enum, default_value_t, env = "WEFT_LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -236,6 +239,33 @@ pub enum DefaultStance {
     Allow,
     /// It takes nothing, as SMI says.
     Deny,
+}
+
+/// What pods take from elsewhere whose namespace is in the mesh and does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DefaultMtls {
+    /// Mutual TLS, and plaintext.
+    #[default]
+    Permissive,
+    /// Mutual TLS alone.
+    Strict,
+}
+
+impl DefaultMtls {
+    /// Whether plaintext is refused.
+    #[must_use]
+    pub fn is_strict(self) -> bool {
+        self == Self::Strict
+    }
+
+    /// As on the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+        }
+    }
 }
 
 /// How results are printed.

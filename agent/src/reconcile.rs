@@ -53,7 +53,8 @@ impl Reconciler {
     #[must_use]
     pub fn new(shared: Arc<Shared>, handed: Vec<HandedListener>) -> Self {
         let sandboxes = Sandboxes::new(&shared.node);
-        Self { shared, store: ObjectStore::default(), handed, sandboxes, older: Older::default(), udp: Udp::default() }
+        let store = ObjectStore::new(shared.mtls.is_strict());
+        Self { shared, store, handed, sandboxes, older: Older::default(), udp: Udp::default() }
     }
 
     /// Applies the first change, which is everything that the source has.

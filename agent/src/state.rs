@@ -14,6 +14,7 @@ use weft_proxy::proxy::Proxy;
 
 use crate::{
     capture::Capture,
+    config::DefaultMtls,
     identity::Store,
     locate::Locate,
     older::NotCut,
@@ -28,6 +29,8 @@ pub struct Shared {
     pub node: String,
     /// Where programs, maps and links are pinned.
     pub bpf_dir: PathBuf,
+    /// What pods take from elsewhere whose namespace does not say.
+    pub mtls: DefaultMtls,
     /// When the agent started.
     pub started: Instant,
     /// How this node's pods are found.
@@ -56,7 +59,7 @@ impl Shared {
     /// Everything as it is before the first change.
     #[must_use]
     pub fn new(
-        (node, bpf_dir): (&str, &Path),
+        (node, bpf_dir, mtls): (&str, &Path, DefaultMtls),
         (locate, sources): (Locate, Arc<Sources>),
         proxy: Proxy,
         snapshots: Arc<SnapshotCell>,
@@ -66,6 +69,7 @@ impl Shared {
         Self {
             node: node.to_owned(),
             bpf_dir: bpf_dir.to_path_buf(),
+            mtls,
             started: Instant::now(),
             locate,
             sources,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use weft_integration::{
-    Pod, PodSpec, Shop, command,
+    AgentOptions, Pod, PodSpec, Shop, command,
     objects::{
         ServicePort, meshed_namespace_by_default, meshed_namespace_failing, plain_namespace, route_group, service,
         tcp_route, traffic_split, traffic_target,
@@ -191,6 +191,37 @@ fn a_namespace_that_denies_by_default_needs_a_target() -> Result<()> {
     comes(&stage.shop.client, &who, "403")?;
     stage.shop.manifests.put(&meshed_namespace_by_default(NAMESPACE, "allow"))?;
     comes(&stage.shop.client, &who, "200")
+}
+
+#[test]
+fn with_a_strict_default_the_mesh_refuses_plaintext_where_a_namespace_does_not_say_otherwise() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let options = AgentOptions { arguments: vec!["--mtls".to_owned(), "strict".to_owned()], ..AgentOptions::default() };
+    stage.shop.start_with(options)?;
+    stage.shop.agent()?.wait_captured(NAMESPACE, "other")?;
+    let by = json!({"kind": "Option", "namespace": "", "name": "--mtls=strict"});
+    let mtls = stage.shop.agent()?.status()?.mtls;
+    assert_eq!((&mtls["default"], &mtls["strict"]), (&json!("strict"), &json!([{"namespace": NAMESPACE, "by": by}])));
+    // The kernel vouches for both ends on one node; the outsider has nobody.
+    stage.each_way(&stage.shop.client, "/who", &allowed())?;
+    stage.each_way(&stage.other, "/who", &allowed())?;
+    for (way, _) in stage.ways()? {
+        let (status, _) = ask(&stage.outsider, &format!("{way}/who"), &[])?;
+        assert!(status == "403" || status == "000", "{way}: {status}");
+    }
+    let refused = stage.shop.agent()?.metric("weft_denied_total", &["basis=\"plaintext\""])?;
+    assert!(refused > 0.0, "nothing was counted");
+    // Whoever is not in the mesh could not speak mutual TLS, and is talked to all the same.
+    let _outside = stage.outsider.serve(&["--http", &HTTP.to_string()])?;
+    comes(&stage.shop.client, &format!("http://{}:{HTTP}/who", stage.outsider.ipv4()), "200")?;
+    let mut namespace = meshed_namespace_failing(NAMESPACE, "open");
+    namespace["metadata"]["labels"]["weft.dev/mtls"] = "permissive".into();
+    stage.shop.manifests.put(&namespace)?;
+    comes(&stage.outsider, &format!("http://{}:{HTTP}/who", stage.web()?.ipv4()), "200")?;
+    stage.each_way(&stage.outsider, "/who", &allowed())?;
+    let mtls = stage.shop.agent()?.status()?.mtls;
+    assert_eq!(mtls["strict"], json!([]), "{mtls}");
+    Ok(())
 }
 
 #[test]

@@ -196,6 +196,17 @@ fn the_authority_has_no_rights_on_its_node_and_is_found_by_its_agents() -> Resul
     ensure!(arguments.contains(address.as_str()), "{address} is not in {arguments:?}");
     ensure!(words(&container["args"]).contains(format!("--service={name}").as_str()));
     ensure!(agent["dnsPolicy"] == "ClusterFirstWithHostNet", "the node's own DNS knows no Services");
+    for mode in ["permissive", "strict"] {
+        let objects = rendered(&cluster.server, &[&format!("mtls.mode={mode}")])?;
+        let environment = &of_kind(&objects, "DaemonSet")?["spec"]["template"]["spec"]["containers"][0]["env"];
+        let says = json!({"name": "WEFT_MTLS", "value": mode});
+        ensure!(environment.as_array().is_some_and(|all| all.contains(&says)), "{environment}");
+    }
+    let refused = rendered(&cluster.server, &["mtls.mode=strict", "identity.enabled=false"]);
+    ensure!(
+        refused.is_err_and(|error| format!("{error:#}").contains("needs identity.enabled=true")),
+        "nobody could reach anybody"
+    );
     let without = rendered(&cluster.server, &["identity.enabled=false"])?;
     ensure!(of_kind(&without, "Deployment").is_err() && !of_kind(&without, "DaemonSet")?.to_string().contains("--ca-"));
     Ok(())

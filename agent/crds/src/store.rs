@@ -101,9 +101,21 @@ pub struct ObjectStore {
     bindings: BTreeMap<Name, Arc<IdentityBinding>>,
     node_workloads: BTreeMap<Arc<str>, Arc<NodeWorkloads>>,
     index: Index,
+    strict_by_default: bool,
 }
 
 impl ObjectStore {
+    /// No objects yet; `strict_by_default` says whether namespaces in the mesh refuse plaintext that do not say themselves.
+    #[must_use]
+    pub fn new(strict_by_default: bool) -> Self {
+        Self { strict_by_default, ..Self::default() }
+    }
+
+    /// Whether namespaces in the mesh refuse plaintext that do not say themselves.
+    pub(crate) fn strict_by_default(&self) -> bool {
+        self.strict_by_default
+    }
+
     /// Takes changes in, in order, and says what they touch. A change that changes nothing touches nothing.
     pub fn apply(&mut self, events: impl IntoIterator<Item = ObjectEvent>) -> Dirty {
         let mut dirty = Dirty::default();

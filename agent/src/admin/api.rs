@@ -49,7 +49,7 @@ pub struct Status {
 /// Mutual TLS between nodes: who has to, and who can.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MutualTls {
-    /// What pods take whose namespace does not say: `permissive`.
+    /// What pods take whose namespace does not say: `permissive` or `strict`.
     pub default: String,
     /// Namespaces whose pods take nothing else from elsewhere, ascending.
     pub strict: Vec<StrictNamespace>,

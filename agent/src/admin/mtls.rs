@@ -13,9 +13,6 @@ use crate::{
     state::Shared,
 };
 
-/// Where nobody says otherwise.
-const PERMISSIVE: &str = "permissive";
-
 pub(super) fn mutual_tls(shared: &Shared, snapshot: &Snapshot) -> api::MutualTls {
     let mut strict: Vec<api::StrictNamespace> = snapshot
         .strict
@@ -32,7 +29,7 @@ pub(super) fn mutual_tls(shared: &Shared, snapshot: &Snapshot) -> api::MutualTls
         Known::Cluster { readiness: &shared.readiness, has_identity }
     };
     let (published, withheld) = known.tell(shared.pods().iter());
-    api::MutualTls { default: PERMISSIVE.to_owned(), strict, published, withheld }
+    api::MutualTls { default: shared.mtls.as_str().to_owned(), strict, published, withheld }
 }
 
 /// Who says which pods take mutual TLS.

@@ -15,7 +15,7 @@ use weft_policy::{
 
 use super::files::{self, FilesError};
 use crate::{
-    config::{DefaultStance, OutputFormat},
+    config::{DefaultMtls, DefaultStance, OutputFormat},
     report,
 };
 
@@ -47,6 +47,10 @@ pub struct ExplainArgs {
     /// this name.
     #[arg(long, value_enum, requires = "manifests", default_value_t)]
     pub default_stance: DefaultStance,
+    /// Whether pods of these manifests take plaintext from elsewhere where their namespace does not say: as the agent's option of this
+    /// name.
+    #[arg(long, value_enum, requires = "manifests", default_value_t)]
+    pub mtls: DefaultMtls,
     /// Ask these manifests instead of the agent. What is not used of them is told by `weft lint`.
     #[arg(long, value_name = "FILE|DIR|-")]
     pub manifests: Vec<PathBuf>,
@@ -98,7 +102,7 @@ pub fn offline(args: &ExplainArgs) -> Result<Answer, ExplainError> {
         let Parsed { objects, .. } = parse::parse(&value);
         events.extend(objects.into_iter().map(|(object, _)| ObjectEvent::Apply(object)));
     }
-    let mut store = ObjectStore::default();
+    let mut store = ObjectStore::new(args.mtls.is_strict());
     let dirty = store.apply(events);
     let mut compiler = Compiler::default();
     compiler.set_default_stance(Stance { deny: args.default_stance == DefaultStance::Deny, origin: None });

@@ -88,9 +88,12 @@ pub(super) fn namespace(store: &ObjectStore, name: &Arc<str>, findings: &mut Fin
 }
 
 /// The object that refuses plaintext in a namespace, if one does. A word that is not understood does, because a slip in `strict` must not
-/// let plaintext in.
+/// let plaintext in. The agent's own default is for namespaces in the mesh alone: nobody could speak mutual TLS to the others.
 pub(super) fn strict(store: &ObjectStore, name: &Arc<str>) -> Option<ObjectRef> {
     let strict = match choice(&store.namespace(name)?.meta.labels, MTLS, &["permissive", "strict"]) {
+        Choice::Absent if store.strict_by_default() && namespace_is_meshed(store, name) == Some(true) => {
+            return Some(ObjectRef::new("Option", "", "--mtls=strict"));
+        }
         Choice::Absent => false,
         Choice::Known(value) => value == "strict",
         Choice::Unknown(_) => true,

@@ -78,7 +78,14 @@ fn the_default_stance_holds_where_no_target_selects_and_the_namespace_does_not_s
             assert_eq!(text.contains("port 8080 (udp)"), udp, "{text}");
         }
     }
+    for (mtls, yes) in [("permissive", true), ("strict", false)] {
+        let answer = ask(dir.path(), &["outside", "shop/web-1:8080", "--mtls", mtls]).unwrap();
+        assert_eq!(is_yes(&answer), yes, "{mtls} {answer:?}");
+        assert_eq!(show(&answer, OutputFormat::Table).contains("Option --mtls=strict takes mutual TLS only"), !yes);
+        assert!(is_yes(&ask(dir.path(), &["shop/client", "shop/web-1:8080", "--mtls", mtls]).unwrap()), "{mtls}");
+    }
     // The running agent has its own.
+    assert!(Cli::try_parse_from(["explain", "a", "b", "--mtls", "strict"]).is_err());
     assert!(Cli::try_parse_from(["explain", "a", "b", "--default-stance", "deny"]).is_err());
     assert!(Cli::try_parse_from(["explain", "a", "b", "GET", "/", "--udp"]).is_err());
 }

@@ -61,6 +61,30 @@ fn a_namespace_refuses_plaintext_if_it_says_so_or_nothing_that_is_understood() {
         let ir = lowered(&[namespace(labels.clone())]);
         assert_eq!((ir.strict.contains_key("shop"), findings(&ir).len()), (strict, found), "{labels}");
     }
+    // What holds where a namespace of the mesh does not say.
+    let meshed = |mtls: Option<&str>| {
+        let mut labels = json!({"weft.dev/mesh": "enabled"});
+        if let Some(mtls) = mtls {
+            labels["weft.dev/mtls"] = mtls.into();
+        }
+        namespace(labels)
+    };
+    let (option, own) = ("Option --mtls=strict", "Namespace shop");
+    for (namespace, by) in [
+        (meshed(None), Some(option)),
+        (meshed(Some("permissive")), None),
+        (meshed(Some("strict")), Some(own)),
+        (meshed(Some("sloppy")), Some(own)),
+        (namespace(json!({})), None),
+        (namespace(json!({"weft.dev/mesh": "disabled"})), None),
+        (namespace(json!({"weft.dev/mtls": "strict"})), Some(own)),
+    ] {
+        let mut store = ObjectStore::new(true);
+        let objects = parse(&namespace).objects.into_iter().map(|(object, _)| ObjectEvent::Apply(object));
+        let dirty = store.apply(objects);
+        let found = lower(&store, &dirty).strict.get("shop").cloned().flatten().map(|by| by.to_string());
+        assert_eq!(found.as_deref(), by, "{namespace}");
+    }
     let ir = lowered(&[namespace(json!({"weft.dev/mtls": "disable"}))]);
     assert_eq!(findings(&ir), [("Namespace shop".into(), "UnknownMtls", "metadata.labels.weft.dev/mtls".into())]);
 }
