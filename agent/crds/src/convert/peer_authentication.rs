@@ -38,14 +38,14 @@ pub(super) fn convert(object: &Object<'_>, refusals: &mut Refusals) -> Vec<Value
         ("STRICT", true) => {
             refusals.refuse(
                 "spec.mtls.mode",
-                format!("STRICT holds for every namespace: label each with {LABEL}=strict instead"),
+                format!("STRICT holds for every namespace: start weft's agents with --mtls strict, or label each with {LABEL}=strict"),
             );
             return Vec::new();
         }
         ("PERMISSIVE" | "DISABLE" | "UNSET", true) => {
             refusals.note(
                 "spec.mtls.mode",
-                format!("{mode} for every namespace is what weft does where no label says otherwise"),
+                format!("{mode} for every namespace is what weft does where neither a label nor --mtls says otherwise"),
             );
             return Vec::new();
         }
