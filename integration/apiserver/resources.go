@@ -32,6 +32,7 @@ var resources = []resource{
 	{gv("apps", "v1"), "ReplicaSet", "replicasets", true, true, []string{"rs"}},
 	{gv("apps", "v1"), "StatefulSet", "statefulsets", true, true, []string{"sts"}},
 	{gv("batch", "v1"), "Job", "jobs", true, true, nil},
+	{gv("certificates.k8s.io", "v1beta1"), "ClusterTrustBundle", "clustertrustbundles", false, false, nil},
 	{gv("coordination.k8s.io", "v1"), "Lease", "leases", true, false, nil},
 	{gv("discovery.k8s.io", "v1"), "EndpointSlice", "endpointslices", true, false, nil},
 	{gv("events.k8s.io", "v1"), "Event", "events", true, false, nil},

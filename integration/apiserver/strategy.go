@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"reflect"
+	"strings"
 
+	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -13,7 +15,7 @@ import (
 )
 
 // strategy is what happens to a built-in object before it is stored: the few defaults that somebody looks at, generations, and
-// the wall between spec and status. There is no validation.
+// the wall between spec and status. There is no validation but of names that follow a rule of their kind.
 type strategy struct {
 	names.NameGenerator
 	runtime.ObjectTyper
@@ -27,12 +29,36 @@ func (s strategy) Canonicalize(runtime.Object)    {}
 func (s strategy) AllowCreateOnUpdate() bool {
 	return s.resource.kind == "Lease" || s.resource.kind == "Event"
 }
-func (s strategy) Validate(context.Context, runtime.Object) field.ErrorList {
+func (s strategy) Validate(_ context.Context, object runtime.Object) field.ErrorList {
+	if bundle, ok := object.(*certificatesv1beta1.ClusterTrustBundle); ok {
+		return validateBundleName(bundle)
+	}
 	return nil
 }
-func (s strategy) ValidateUpdate(context.Context, runtime.Object, runtime.Object) field.ErrorList {
+func (s strategy) ValidateUpdate(_ context.Context, object, old runtime.Object) field.ErrorList {
+	if bundle, ok := object.(*certificatesv1beta1.ClusterTrustBundle); ok {
+		if before := old.(*certificatesv1beta1.ClusterTrustBundle); before.Spec.SignerName != bundle.Spec.SignerName {
+			return field.ErrorList{field.Invalid(field.NewPath("spec", "signerName"), bundle.Spec.SignerName, "field is immutable")}
+		}
+	}
 	return nil
 }
+
+// validateBundleName is the rule that kube-apiserver has: a bundle of a signer carries its name as a prefix, and no other has a colon.
+func validateBundleName(bundle *certificatesv1beta1.ClusterTrustBundle) field.ErrorList {
+	path, signer := field.NewPath("metadata", "name"), bundle.Spec.SignerName
+	if signer == "" {
+		if strings.Contains(bundle.Name, ":") {
+			return field.ErrorList{field.Invalid(path, bundle.Name, "ClusterTrustBundle without signer name must not have \":\" in its name")}
+		}
+		return nil
+	}
+	if prefix := strings.ReplaceAll(signer, "/", ":") + ":"; !strings.HasPrefix(bundle.Name, prefix) || bundle.Name == prefix {
+		return field.ErrorList{field.Invalid(path, bundle.Name, "ClusterTrustBundle for signerName "+signer+" must be named with prefix "+prefix)}
+	}
+	return nil
+}
+
 func (s strategy) WarningsOnCreate(context.Context, runtime.Object) []string { return nil }
 func (s strategy) WarningsOnUpdate(context.Context, runtime.Object, runtime.Object) []string {
 	return nil
