@@ -1,8 +1,9 @@
 //! The authority that signs, without its I/O: what a certificate of ours looks like ([`profile`]), keys that sign ([`root`],
-//! [`issuer`]), and the place where others can sign instead ([`signer`]).
+//! [`issuer`]), and the place where others can sign instead ([`signer`]), with what their answers must be ([`answer`]).
 //!
 //! A root signs an issuer, the issuer signs workloads: the root's key is needed at rotation only.
 
+pub mod answer;
 pub mod issuer;
 pub mod profile;
 pub mod root;

@@ -118,28 +118,13 @@ impl Credential {
         bundle: Arc<Bundle>,
         now: SystemTime,
     ) -> Result<Arc<Self>, CredentialError> {
-        let Some((leaf, intermediates)) = chain.split_first() else { return Err(CredentialError::Empty) };
-        if intermediates.len() > limits::INTERMEDIATES_MAX {
-            let (count, max) = (chain.len(), limits::INTERMEDIATES_MAX + 1);
-            return Err(CredentialError::TooLarge { what: "certificates", count, max });
-        }
-        let bytes = chain.iter().map(|certificate| certificate.len()).sum();
-        if bytes > limits::CHAIN_MAX {
-            return Err(CredentialError::TooLarge { what: "bytes", count: bytes, max: limits::CHAIN_MAX });
-        }
-        let svid = Svid::from_der(leaf)?;
-        if svid.id != *expected {
-            return Err(CredentialError::WrongIdentity { expected: expected.clone(), found: svid.id });
-        }
-        if !is_for(leaf, key) {
-            return Err(CredentialError::WrongKey);
-        }
-        check_chain(&bundle, &svid, leaf, intermediates, now)?;
+        let svid = check(expected, &key.public(), &chain, &bundle, now)?;
+        let Some(leaf) = chain.first() else { return Err(CredentialError::Empty) };
+        let epoch = epoch(leaf, &bundle);
         let certified = CertifiedKey::new(chain.clone(), key.signing()?);
         let key = Arc::new(SingleCertAndKey::from(certified));
         let server = server_config(&bundle, &svid.id.trust_domain, &key)
             .map_err(|error| CredentialError::Tls(error.to_string()))?;
-        let epoch = epoch(leaf, &bundle);
         Ok(Arc::new(Self { svid, chain, bundle, epoch, key, server: Arc::new(server) }))
     }
 
@@ -243,6 +228,46 @@ pub(crate) fn client_config(
     Arc::new(config)
 }
 
+/// Checks what was answered to a request: it is for this identity and this key, in force, and its chain leads to a root of the bundle
+/// for both roles. Returns whose it is.
+///
+/// # Errors
+/// What speaks against it.
+pub(crate) fn check(
+    expected: &SpiffeId,
+    public_key: &[u8],
+    chain: &[CertificateDer<'_>],
+    bundle: &Bundle,
+    now: SystemTime,
+) -> Result<Svid, CredentialError> {
+    let (leaf, intermediates) = split(chain)?;
+    let svid = Svid::from_der(leaf)?;
+    if svid.id != *expected {
+        return Err(CredentialError::WrongIdentity { expected: expected.clone(), found: svid.id });
+    }
+    if !is_for(leaf, public_key) {
+        return Err(CredentialError::WrongKey);
+    }
+    check_chain(bundle, &svid, leaf, intermediates, now)?;
+    Ok(svid)
+}
+
+/// A chain's leaf and the rest, if it is none that peers would find too large.
+pub(crate) fn split<'a, 'b>(
+    chain: &'a [CertificateDer<'b>],
+) -> Result<(&'a CertificateDer<'b>, &'a [CertificateDer<'b>]), CredentialError> {
+    let Some((leaf, intermediates)) = chain.split_first() else { return Err(CredentialError::Empty) };
+    if intermediates.len() > limits::INTERMEDIATES_MAX {
+        let (count, max) = (chain.len(), limits::INTERMEDIATES_MAX + 1);
+        return Err(CredentialError::TooLarge { what: "certificates", count, max });
+    }
+    let bytes = chain.iter().map(|certificate| certificate.len()).sum();
+    if bytes > limits::CHAIN_MAX {
+        return Err(CredentialError::TooLarge { what: "bytes", count: bytes, max: limits::CHAIN_MAX });
+    }
+    Ok((leaf, intermediates))
+}
+
 fn check_chain(
     bundle: &Bundle,
     svid: &Svid,
@@ -265,8 +290,8 @@ fn check_chain(
 }
 
 /// Whether a certificate is for a key.
-fn is_for(leaf: &[u8], key: &PrivateKey) -> bool {
-    X509Certificate::from_der(leaf).is_ok_and(|(_, leaf)| leaf.public_key().raw == key.public())
+pub(crate) fn is_for(leaf: &[u8], public_key: &[u8]) -> bool {
+    X509Certificate::from_der(leaf).is_ok_and(|(_, leaf)| leaf.public_key().raw == public_key)
 }
 
 /// The first bytes of a hash over certificate and bundle.

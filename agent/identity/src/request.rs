@@ -60,6 +60,26 @@ pub fn create(id: &SpiffeId, key: &PrivateKey) -> Result<Vec<u8>, KeyError> {
     Ok(params.serialize_request(key.pair()).map_err(refused)?.der().to_vec())
 }
 
+/// Makes a request for the authority's own server: DER, with these names of DNS.
+///
+/// # Errors
+/// One is no name, or the library refused.
+pub fn create_server(names: &[String], key: &PrivateKey) -> Result<Vec<u8>, KeyError> {
+    let refused = |error: rcgen::Error| KeyError::Generate(error.to_string());
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let name = |name: &String| Ok(SanType::DnsName(name.clone().try_into()?));
+    params.subject_alt_names = names.iter().map(name).collect::<Result<_, _>>().map_err(refused)?;
+    Ok(params.serialize_request(key.pair()).map_err(refused)?.der().to_vec())
+}
+
+/// A request as PEM (RFC 7468), for signers elsewhere.
+#[must_use]
+pub fn to_pem(der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE REQUEST", der), config)
+}
+
 /// A request that was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckedRequest {
