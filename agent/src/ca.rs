@@ -5,14 +5,15 @@
 //! the log for each certificate ([`service`]). The name in a certificate comes from the pod, never from the request.
 //!
 //! Several replicas serve. Each reads what it signs with from a Secret ([`keeper`]); one of them, the holder of a Lease, makes and
-//! rotates keys ([`leader`]).
+//! rotates keys ([`leader`]). Where cert-manager signs instead ([`cert_manager`], [`trial`]) there are no keys of ours. The roots are
+//! published for others, too ([`trust_bundle`]).
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus::Registry;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
 };
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
 
 mod api;
 mod callers;
+mod cert_manager;
 mod config;
 mod keeper;
 mod leader;
@@ -39,9 +41,12 @@ mod server;
 mod service;
 mod stored;
 mod targets;
+mod trial;
+mod trust_bundle;
 
 use api::Api;
 use callers::Callers;
+use cert_manager::CertManager;
 pub use config::CaArgs;
 use keeper::{Keeper, Keys};
 use leader::{Leader, Office, Pace};
@@ -49,6 +54,7 @@ use metrics::CaMetrics;
 use reports::Reports;
 use service::Service;
 use targets::Targets;
+use trial::{Proof, Trial};
 
 /// Why the authority cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -110,8 +116,15 @@ async fn start(args: &CaArgs) -> Result<(), CaError> {
     let pace =
         Pace { propagation: Duration::from_secs(args.propagation_s), takeover: Duration::from_secs(args.takeover_s) };
     let keys = Keys::new(args.trust_domain.clone(), pace.takeover);
+    let changed = Arc::<Notify>::default();
 
+    let orders = args.cert_manager_issuer.clone().map(|issuer| {
+        let orders = CertManager::new(api.clone(), issuer, args.owner(), metrics.clone());
+        (orders, Arc::<Proof>::default())
+    });
     let office = Office {
+        elsewhere: orders.as_ref().map(|(_, proof)| Arc::clone(proof)).zip(args.cert_manager_roots.clone()),
+        changed: Arc::clone(&changed),
         trust_domain: args.trust_domain.clone(),
         profile,
         pace,
@@ -128,6 +141,8 @@ async fn start(args: &CaArgs) -> Result<(), CaError> {
         keys: Arc::clone(&keys),
         profile,
         names: args.names(),
+        trial: orders.map(|(orders, proof)| Trial::new(orders, proof, args.full_names())),
+        changed,
         inventory: Arc::clone(&inventory),
         reports: Arc::clone(&reports),
         replica: args.replica.clone(),

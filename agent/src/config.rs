@@ -27,7 +27,7 @@ pub enum Command {
     /// Remove weft from every node of a cluster: delete the agents' DaemonSet and wait until all have ended. Each undoes what it did.
     Uninstall(UninstallArgs),
     /// Run the authority of the mesh: it gives agents certificates for the pods of their nodes.
-    Ca(CaArgs),
+    Ca(Box<CaArgs>),
     /// Answer a container's probe: exit code 0 if the agent of this container is alive, or in charge and ready.
     Probe(ProbeArgs),
 }

@@ -2,10 +2,14 @@
 //! which word, and what becomes of its keys when replicas start together, die, or rotate the root. Tokens are reviewed by the harness,
 //! in the documented form: docs/test-cluster.md.
 
+#[path = "authority/cert_manager.rs"]
+mod cert_manager;
 #[path = "authority/client.rs"]
 mod client;
 #[path = "authority/keys.rs"]
 mod keys;
+#[path = "authority/trust_bundle.rs"]
+mod trust_bundle;
 
 use std::time::{Duration, Instant, SystemTime};
 

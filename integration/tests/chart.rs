@@ -129,6 +129,8 @@ fn values_that_cannot_be_are_refused_by_name() -> Result<()> {
         ("agent.wokers=1", "wokers"),
         ("authority.certificateTtlSeconds=60", "/authority/certificateTtlSeconds"),
         ("identity.trustDomain=Mesh", "/identity/trustDomain"),
+        ("authority.certManager.issuer=mesh", "/authority/certManager/issuer"),
+        ("authority.certManager.issuer=ClusterIssuer/mesh", "authority.certManager.roots"),
     ] {
         let error = rendered(&cluster.server, &[setting]).expect_err("refused");
         ensure!(format!("{error:#}").contains(named), "{setting}: {error:#}");
@@ -209,6 +211,41 @@ fn the_authority_has_no_rights_on_its_node_and_is_found_by_its_agents() -> Resul
     );
     let without = rendered(&cluster.server, &["identity.enabled=false"])?;
     ensure!(of_kind(&without, "Deployment").is_err() && !of_kind(&without, "DaemonSet")?.to_string().contains("--ca-"));
+    Ok(())
+}
+
+#[test]
+fn the_authority_may_ask_cert_manager_only_where_that_signs() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let rules = |objects: &[Value], kind: &str| -> Result<Vec<Value>> {
+        let authority = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == "weft-ca";
+        let role = objects.iter().find(authority).with_context(|| format!("the authority has no {kind}"))?;
+        Ok(role["rules"].as_array().cloned().unwrap_or_default())
+    };
+    let of_deployment = |objects: &[Value]| of_kind(objects, "Deployment").map(Value::to_string);
+    let objects = rendered(&cluster.server, &[])?;
+    ensure!(!of_deployment(&objects)?.contains("cert-manager"));
+    ensure!(!rules(&objects, "Role")?.iter().any(|rule| words(&rule["apiGroups"]).contains("cert-manager.io")));
+    let attest = json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": ["weft.dev/identity"], "verbs": ["attest"]});
+    ensure!(rules(&objects, "ClusterRole")?.contains(&attest));
+    let settings =
+        ["authority.certManager.issuer=ClusterIssuer/mesh", "authority.certManager.roots=mesh-roots/root.pem"];
+    let objects = rendered(&cluster.server, &settings)?;
+    let text = of_deployment(&objects)?;
+    for argument in ["--cert-manager-issuer=ClusterIssuer/mesh", "--cert-manager-roots=mesh-roots/root.pem"] {
+        ensure!(text.contains(argument), "{argument} is not in {text}");
+    }
+    let more: Vec<Value> = rules(&objects, "Role")?
+        .into_iter()
+        .filter(|rule| {
+            rule["resources"] == json!(["certificaterequests"]) || rule["resourceNames"] == json!(["mesh-roots"])
+        })
+        .collect();
+    let expected = json!([
+        {"apiGroups": ["cert-manager.io"], "resources": ["certificaterequests"], "verbs": ["create", "delete", "get"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["mesh-roots"], "verbs": ["get"]},
+    ]);
+    ensure!(json!(more) == expected, "{more:?}");
     Ok(())
 }
 

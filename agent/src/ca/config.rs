@@ -10,7 +10,7 @@ use weft_identity::{
 };
 use weft_policy::names::ServiceAccountKey;
 
-use super::limits;
+use super::{cert_manager::IssuerRef, limits, stored};
 use crate::{config::MetricsAddr, limits as agent_limits, telemetry::LogFormat};
 
 /// Arguments of `ca`.
@@ -28,6 +28,9 @@ pub struct CaArgs {
     /// Name of this replica.
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub replica: String,
+    /// UID of this replica's pod, which then owns the CertificateRequests that it makes.
+    #[arg(long, value_name = "UID", env = "POD_UID")]
+    pub replica_uid: Option<String>,
     /// Name of the authority's Service, for which its own certificate is.
     #[arg(long, value_name = "NAME", default_value = "weft-ca", env = "WEFT_CA_SERVICE")]
     pub service: String,
@@ -49,6 +52,13 @@ pub struct CaArgs {
     /// Address of /metrics, /livez and /readyz, or "none".
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15020", value_parser = crate::config::parse_metrics_addr, env = "WEFT_METRICS_ADDR")]
     pub metrics_addr: MetricsAddr,
+    /// Have certificates signed by this issuer of cert-manager, instead of making keys: `ClusterIssuer/mesh`, or with the API group of an
+    /// external one, `AWSPCAIssuer.awspca.cert-manager.io/mesh`.
+    #[arg(long, value_name = "KIND[.GROUP]/NAME", requires = "cert_manager_roots", env = "WEFT_CERT_MANAGER_ISSUER")]
+    pub cert_manager_issuer: Option<IssuerRef>,
+    /// ConfigMap, in --namespace, with the roots that the issuer's certificates lead to, as PEM; and its key if it is not ca.crt.
+    #[arg(long, value_name = "NAME[/KEY]", value_parser = roots, requires = "cert_manager_issuer", env = "WEFT_CERT_MANAGER_ROOTS")]
+    pub cert_manager_roots: Option<RootsRef>,
     /// Life of a workload's certificate, seconds. It is renewed after half of it.
     #[arg(long, value_name = "SECONDS", default_value_t = identity_limits::TTL_DEFAULT.as_secs(), env = "WEFT_CERTIFICATE_TTL_S")]
     pub ttl_s: u64,
@@ -64,6 +74,15 @@ pub struct CaArgs {
     /// How log lines look. Levels are set by WEFT_LOG.
     #[arg(long, value_enum, default_value_t, env = "WEFT_LOG_FORMAT")]
     pub log_format: LogFormat,
+}
+
+/// Where the roots are that a user says are to be trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootsRef {
+    /// The ConfigMap.
+    pub name: String,
+    /// Its key.
+    pub key: String,
 }
 
 impl CaArgs {
@@ -83,7 +102,18 @@ impl CaArgs {
         ServiceAccountKey::new(&self.namespace, &self.agent_account)
     }
 
-    /// Names of the authority's own server, as agents may call it.
+    /// The replica's pod, if its UID is known.
+    pub(super) fn owner(&self) -> Option<(String, String)> {
+        let uid = self.replica_uid.as_ref().filter(|uid| !uid.is_empty())?;
+        Some((self.replica.clone(), uid.clone()))
+    }
+
+    /// Names of the authority's own server that name its namespace too: what another signer is asked for.
+    pub(super) fn full_names(&self) -> Vec<String> {
+        self.names().into_iter().take(2).collect()
+    }
+
+    /// Names of the authority's own server, as agents may call it. The full ones come first.
     pub(super) fn names(&self) -> Vec<String> {
         let Self { service, namespace, cluster_domain, .. } = self;
         vec![
@@ -95,6 +125,38 @@ impl CaArgs {
     }
 }
 
+fn roots(text: &str) -> Result<RootsRef, String> {
+    let (name, key) = text.split_once('/').unwrap_or((text, stored::ROOTS));
+    if name == stored::BUNDLE {
+        return Err(format!("{name} is what weft publishes; name the ConfigMap that says what it is to publish"));
+    }
+    let is_name = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 253
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+            && !text.starts_with('.')
+    };
+    if !is_name(name) || !is_name(key) {
+        return Err(format!("{text:?} is no ConfigMap: expected NAME or NAME/KEY"));
+    }
+    Ok(RootsRef { name: name.to_owned(), key: key.to_owned() })
+}
+
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::new(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_are_in_a_configmap_that_is_not_our_own() {
+        let of = |name: &str, key: &str| RootsRef { name: name.to_owned(), key: key.to_owned() };
+        assert_eq!(roots("mesh-roots"), Ok(of("mesh-roots", "ca.crt")));
+        assert_eq!(roots("mesh-roots/root.pem"), Ok(of("mesh-roots", "root.pem")));
+        for wrong in ["", "/", "a/", "/b", "a/b/c", "../secrets/x", "a b", "weft-trust-bundle"] {
+            assert!(roots(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

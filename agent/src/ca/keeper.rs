@@ -10,7 +10,7 @@ use rustls::ServerConfig;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
 use weft_identity::{
@@ -22,12 +22,14 @@ use weft_identity::{
 
 use super::{
     api::Api,
+    cert_manager::Elsewhere,
     limits,
     metrics::CaMetrics,
     problem::{Complaint, Problem},
     refusal::Denied,
     reports::Reports,
     stored::{self, Published},
+    trial::Trial,
 };
 use crate::watch::kube::inventory::Inventory;
 
@@ -40,10 +42,12 @@ pub(super) struct Keys {
     seen_within: Duration,
 }
 
-/// An issuer that was checked.
+/// An issuer that was checked, or somebody else who signs.
 struct Loaded {
-    signer: Arc<BuiltinSigner>,
-    /// Of the Secret that it is from.
+    signer: Arc<dyn Signer>,
+    /// Our own issuer; `None` where somebody else signs.
+    own: Option<Arc<BuiltinSigner>>,
+    /// Of the Secret that it is from; or of the roots, with somebody else.
     digest: [u8; 32],
     /// When it was last seen to be the one in force.
     seen: Instant,
@@ -51,7 +55,7 @@ struct Loaded {
 
 struct Server {
     config: Arc<ServerConfig>,
-    /// Of the Secret of its issuer.
+    /// Of the Secret of its issuer, or of itself.
     digest: [u8; 32],
     renew_at: SystemTime,
 }
@@ -122,6 +126,10 @@ pub(super) struct Keeper {
     pub(super) profile: Profile,
     /// Names of the authority's own server.
     pub(super) names: Vec<String>,
+    /// Where somebody else signs: how their certificate for that server is had.
+    pub(super) trial: Option<Trial>,
+    /// Tells the leader that something is to be looked at.
+    pub(super) changed: Arc<Notify>,
     pub(super) inventory: Arc<Inventory>,
     pub(super) reports: Arc<Reports>,
     /// Under which this replica tells what agents report.
@@ -131,7 +139,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Looks every second. Never ends.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let mut complaint = Complaint::new("keys", self.metrics.clone());
         let mut told = String::new();
         let mut looks = interval(limits::LOOK);
@@ -142,6 +150,8 @@ impl Keeper {
             if outcome.is_ok() {
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 self.metrics.looked.set(now.as_secs_f64());
+            } else {
+                self.changed.notify_one();
             }
             complaint.note(outcome);
             self.metrics.pods.set(i64::try_from(self.inventory.pods()).unwrap_or(i64::MAX));
@@ -149,16 +159,27 @@ impl Keeper {
         }
     }
 
-    async fn look(&self) -> Result<(), Problem> {
+    async fn look(&mut self) -> Result<(), Problem> {
+        let tried = match self.trial.as_mut() {
+            Some(trial) => trial.step().await,
+            None => Ok(()),
+        };
         let asked = Instant::now();
         let map: Option<ConfigMap> = self.api.get(&self.api.core("configmaps", Some(stored::BUNDLE))).await?;
-        let map = map.ok_or_else(|| {
-            Problem::new("no_bundle", format_args!("there is no ConfigMap {}/{}", self.api.namespace(), stored::BUNDLE))
-        })?;
+        let Some(map) = map else {
+            let (namespace, name) = (self.api.namespace(), stored::BUNDLE);
+            let none = Problem::new("no_bundle", format_args!("there is no ConfigMap {namespace}/{name}"));
+            return tried.and(Err(none));
+        };
         let (published, bundle) = stored::published(&map)
             .map_err(|error| Problem::new("bad_bundle", format_args!("ConfigMap {}: {error}", stored::BUNDLE)))?;
         if self.keys.published().as_deref() != Some(&published) {
             self.keys.published.send_replace(Some(Arc::new(published)));
+            self.changed.notify_one();
+        }
+        if let Some(trial) = &self.trial {
+            let served = self.take_up(trial, bundle, asked);
+            return tried.and(served);
         }
         let secret: Option<Secret> = self.api.get(&self.api.core("secrets", Some(stored::ISSUER))).await?;
         let secret = secret.ok_or_else(|| {
@@ -191,8 +212,9 @@ impl Keeper {
         };
         let outcome = match fresh {
             Ok(Some((digest, fresh))) => {
-                let signer = Arc::new(BuiltinSigner::new(Arc::new(fresh), self.profile));
-                *issuer = Some(Loaded { signer, digest, seen: asked });
+                let own = Arc::new(BuiltinSigner::new(Arc::new(fresh), self.profile));
+                *issuer = Some(Loaded { signer: own.clone(), own: Some(own), digest, seen: asked });
+                self.changed.notify_one();
                 tracing::info!("certificates are signed with a new key from now on");
                 Ok(())
             }
@@ -200,13 +222,12 @@ impl Keeper {
             Err(problem) => Err(problem),
         };
         if let Some(loaded) = issuer.as_mut()
-            && loaded.signer.issuer().not_after() > now
-            && (outcome.is_ok() || loaded.signer.issuer().check(bundle, &self.profile, now).is_ok())
+            && let Some(own) = loaded.own.as_ref().map(|own| own.issuer())
         {
-            loaded.seen = asked;
-        }
-        if let Some(loaded) = issuer.as_ref() {
-            self.expires("issuer", loaded.signer.issuer().not_after());
+            if own.not_after() > now && (outcome.is_ok() || own.check(bundle, &self.profile, now).is_ok()) {
+                loaded.seen = asked;
+            }
+            self.expires("issuer", own.not_after());
         }
         if let Some(ends) = bundle.not_after() {
             self.expires("root", ends);
@@ -216,10 +237,8 @@ impl Keeper {
 
     /// Gives the authority's own server a certificate, in time.
     fn serve(&self) -> Result<(), Problem> {
-        let (signer, digest) = match lock(&self.keys.issuer).as_ref() {
-            Some(loaded) => (loaded.signer.clone(), loaded.digest),
-            None => return Ok(()),
-        };
+        let own = lock(&self.keys.issuer).as_ref().and_then(|loaded| Some((loaded.own.clone()?, loaded.digest)));
+        let Some((signer, digest)) = own else { return Ok(()) };
         let now = SystemTime::now();
         if lock(&self.keys.server).as_ref().is_some_and(|server| server.digest == digest && now < server.renew_at) {
             return Ok(());
@@ -235,6 +254,42 @@ impl Keeper {
         self.expires("server", ends);
         let renew_at = now + ends.duration_since(now).unwrap_or_default() / 2;
         *lock(&self.keys.server) = Some(Server { config: Arc::new(config), digest, renew_at });
+        Ok(())
+    }
+
+    /// Takes up who signs elsewhere, with the roots in force, and what the authority's own server shows.
+    fn take_up(&self, trial: &Trial, bundle: Bundle, asked: Instant) -> Result<(), Problem> {
+        if let Some(ends) = bundle.not_after() {
+            self.expires("root", ends);
+        }
+        let served = self.show(trial, &bundle);
+        let digest = <[u8; 32]>::from(Sha256::digest(bundle.sha256()));
+        let mut issuer = lock(&self.keys.issuer);
+        match issuer.as_mut() {
+            Some(loaded) if loaded.digest == digest => loaded.seen = asked,
+            _ => {
+                let (orders, life) = (Arc::clone(&trial.orders), self.profile.ttl());
+                tracing::info!(issuer = orders.described(), "certificates are signed elsewhere from now on");
+                let signer = Arc::new(Elsewhere { orders, bundle, life });
+                *issuer = Some(Loaded { signer, own: None, digest, seen: asked });
+            }
+        }
+        served
+    }
+
+    /// Shows agents the certificate that has come last, once those who have these roots trust it; and the one before until then.
+    fn show(&self, trial: &Trial, bundle: &Bundle) -> Result<(), Problem> {
+        let Some(shown) = trial.proof.latest() else { return Ok(()) };
+        let leaf = shown.chain.first().map_or(&[][..], |leaf| leaf.as_ref());
+        let digest = <[u8; 32]>::from(Sha256::digest(leaf));
+        if let Some(Err(error)) = trial.proof.leads_to(bundle) {
+            return Err(Problem::new("untrusted", format_args!("the authority's own certificate: {error}")));
+        }
+        let mut server = lock(&self.keys.server);
+        if server.as_ref().is_none_or(|server| server.digest != digest) {
+            self.expires("server", shown.ends);
+            *server = Some(Server { config: shown.config.clone(), digest, renew_at: shown.ends });
+        }
         Ok(())
     }
 

@@ -9,7 +9,10 @@ use std::{
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Client;
 use sha2::{Digest as _, Sha256};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
 use weft_identity::{
     Bundle, TrustDomain,
     authority::{
@@ -22,11 +25,14 @@ use weft_policy::names::ServiceAccountKey;
 
 use super::{
     api::Api,
+    config::RootsRef,
     limits,
     metrics::CaMetrics,
     problem::{Complaint, Problem},
     reports::Reports,
     stored::{self, CERTIFICATE, ISSUER, KEY, ROOT, ROOTS},
+    trial::Proof,
+    trust_bundle::TrustBundle,
 };
 use crate::{
     limits as agent_limits,
@@ -55,6 +61,13 @@ pub(super) struct Leader {
     inventory: Arc<Inventory>,
     reports: Arc<Reports>,
     metrics: CaMetrics,
+    trust_bundle: TrustBundle,
+    /// Where somebody else signs: what they have signed, and the roots that it is to lead to.
+    elsewhere: Option<(Arc<Proof>, RootsRef)>,
+    /// This replica has seen something that the leader should look at.
+    changed: Arc<Notify>,
+    /// Whether the last look has found nothing to do, and nothing to wait for.
+    idle: bool,
     /// Since when the issuer is seen that there is.
     issuer_since: Option<([u8; 32], Instant)>,
     /// What was said last of what a rotation waits for.
@@ -70,14 +83,19 @@ pub(super) struct Office {
     pub(super) inventory: Arc<Inventory>,
     pub(super) reports: Arc<Reports>,
     pub(super) metrics: CaMetrics,
+    /// Where somebody else signs.
+    pub(super) elsewhere: Option<(Arc<Proof>, RootsRef)>,
+    /// Told when there is something to look at.
+    pub(super) changed: Arc<Notify>,
 }
 
 impl Leader {
     pub(super) fn new(client: &Client, api: Api, identity: &Identity, office: Office) -> Self {
-        let Office { trust_domain, profile, pace, agents, inventory, reports, metrics } = office;
+        let Office { trust_domain, profile, pace, agents, inventory, reports, metrics, elsewhere, changed } = office;
         Self {
             lease: Lease::new(client.clone(), identity, stored::LEASE),
             holder: identity.holder.clone(),
+            trust_bundle: TrustBundle::new(api.clone(), metrics.clone()),
             api,
             trust_domain,
             profile,
@@ -86,6 +104,9 @@ impl Leader {
             inventory,
             reports,
             metrics,
+            elsewhere,
+            changed,
+            idle: false,
             issuer_since: None,
             said: None,
         }
@@ -96,8 +117,9 @@ impl Leader {
         let mut complaint = Complaint::new("leader", self.metrics.clone());
         let mut renew = interval(agent_limits::LEASE_RENEW);
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looks = interval(limits::LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let changed = Arc::clone(&self.changed);
+        let idle_look = limits::LOOK_IDLE.min(self.pace.takeover / 4).max(limits::LOOK);
+        let mut next_look = Instant::now();
         loop {
             tokio::select! {
                 biased;
@@ -108,19 +130,28 @@ impl Leader {
                     if self.lease.is_held() && !held {
                         tracing::info!(holder = self.holder, "this replica makes and rotates keys");
                         self.issuer_since = None;
+                        next_look = Instant::now();
                     }
                 }
-                _ = looks.tick() => if self.lease.is_held() {
-                    complaint.note(self.lead().await);
-                } else {
-                    complaint.note(Ok(()));
-                },
+                // Not before the next whole look: whoever changes something all the time makes nobody look more often than that.
+                () = changed.notified() => next_look = next_look.min(Instant::now() + limits::LOOK),
+                () = sleep_until(next_look) => {
+                    let leads = self.lease.is_held();
+                    self.idle = leads;
+                    let outcome = if leads { self.lead().await } else { Ok(()) };
+                    self.idle &= outcome.is_ok();
+                    complaint.note(outcome);
+                    next_look = Instant::now() + if self.idle { idle_look } else { limits::LOOK };
+                }
             }
         }
     }
 
     /// Looks once, and does what there is to do.
     async fn lead(&mut self) -> Result<(), Problem> {
+        if let Some((proof, roots)) = self.elsewhere.clone() {
+            return self.publish_elsewhere(&proof, &roots).await;
+        }
         let issuer: Option<Secret> = self.api.get(&self.api.core("secrets", Some(ISSUER))).await?;
         if let Some(issuer) = issuer.as_ref().filter(|issuer| !stored::is_ours(&issuer.metadata)) {
             return self.publish_users(issuer).await;
@@ -166,7 +197,7 @@ impl Leader {
     }
 
     /// A user's issuer: their roots are published as they are, once what it signs would be trusted with them.
-    async fn publish_users(&self, issuer: &Secret) -> Result<(), Problem> {
+    async fn publish_users(&mut self, issuer: &Secret) -> Result<(), Problem> {
         let value = |key| stored::value(issuer, ISSUER, key).map_err(|error| Problem::new("no_key", error));
         let wrong =
             |error: &dyn std::fmt::Display, reason| Problem::new(reason, format_args!("Secret {ISSUER}: {error}"));
@@ -176,14 +207,45 @@ impl Leader {
         self.publish(&bundle, Rotation::default()).await
     }
 
-    /// Writes the bundle, where it is not what it should be.
-    async fn publish(&self, bundle: &Bundle, rotation: Rotation) -> Result<(), Problem> {
+    /// Another signer's roots are published as the user gives them, once something that it has signed leads to them.
+    async fn publish_elsewhere(&mut self, proof: &Proof, of: &RootsRef) -> Result<(), Problem> {
+        let RootsRef { name, key } = of;
+        let map: Option<ConfigMap> = self.api.get(&self.api.core("configmaps", Some(name))).await?;
+        let pem = map.as_ref().and_then(|map| map.data.as_ref()?.get(key)).ok_or_else(|| {
+            let namespace = self.api.namespace();
+            let message = format!("ConfigMap {namespace}/{name} has to have the roots of the issuer, as PEM, in {key}");
+            Problem::new("no_roots", message)
+        })?;
+        let wrong = |error: &dyn std::fmt::Display, reason| {
+            Problem::new(reason, format_args!("ConfigMap {name}, key {key}: {error}"))
+        };
+        let bundle = Bundle::from_pem(pem.as_bytes()).map_err(|error| wrong(&error, "bad_bundle"))?;
+        match proof.leads_to(&bundle) {
+            // Whoever orders it tells what is wrong.
+            None => {
+                self.idle = false;
+                Ok(())
+            }
+            Some(Ok(())) => self.publish(&bundle, Rotation::default()).await,
+            Some(Err(error)) => Err(wrong(&error, "untrusted")),
+        }
+    }
+
+    /// Writes the bundle, where it is not what it should be; for others too.
+    async fn publish(&mut self, bundle: &Bundle, rotation: Rotation) -> Result<(), Problem> {
+        self.publish_map(bundle, rotation).await?;
+        self.trust_bundle.keep(bundle, &self.trust_domain).await;
+        Ok(())
+    }
+
+    async fn publish_map(&mut self, bundle: &Bundle, rotation: Rotation) -> Result<(), Problem> {
         let path = self.api.core("configmaps", Some(stored::BUNDLE));
         let before: Option<ConfigMap> = self.api.get(&path).await?;
         let map = stored::bundle_map(self.api.namespace(), bundle, &self.trust_domain, rotation, before.clone());
         if before.as_ref() == Some(&map) {
             return Ok(());
         }
+        self.idle = false;
         let written = match before {
             None => self.api.create(&self.api.core("configmaps", None), &map).await?,
             Some(_) => self.api.replace(&path, &map).await?,
@@ -200,6 +262,7 @@ impl Leader {
     /// Makes the world as this phase of a rotation wants it, and goes on to the next one where it is time.
     async fn rotate(&mut self, mut root: Secret, rotation: Rotation, issuer: Option<Secret>) -> Result<(), Problem> {
         let now = SystemTime::now();
+        self.idle &= rotation.phase == Phase::Steady;
         let desired = rotation.desired();
         if desired.next_root && stored::next(&root).is_none() && !desired.promote {
             if rotation.phase != Phase::Prepare {
@@ -249,6 +312,7 @@ impl Leader {
         let Some(following) = rotation.next(&seen, now, self.profile.ttl(), self.pace.propagation) else {
             return Ok(());
         };
+        self.idle = false;
         stored::set_rotation(&mut root, following, rotation.phase == Phase::Steady);
         self.replace_root(&root).await?;
         tracing::info!(from = %rotation, to = %following, "the rotation of the root goes on");
@@ -300,6 +364,7 @@ impl Leader {
         if written.is_none() {
             return Err(lost(ISSUER));
         }
+        self.idle = false;
         tracing::info!(secret = ISSUER, "an issuer is made");
         Ok(false)
     }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 /// How often a replica looks at its keys and the bundle, and the leader at a rotation.
 pub const LOOK: Duration = Duration::from_secs(1);
+/// How often the leader looks while nothing is to be done, which is how long a question for a rotation may wait. What a replica sees of
+/// the issuer and the bundle makes it look at once.
+pub const LOOK_IDLE: Duration = Duration::from_secs(5);
 /// How old the last look at the issuer may be for a replica to sign with it: afterwards another one may sign already, and the root that
 /// this one's chain leads to may go.
 pub const ISSUER_SEEN_WITHIN: Duration = Duration::from_secs(10);
@@ -59,9 +62,19 @@ pub const LOOKUPS_MAX: usize = 16;
 
 /// Largest report of one replica to the others, bytes: two of them fit into a ConfigMap (1 MiB).
 pub const REPORT_MAX: usize = 400 * 1024;
-/// How long a CertificateRequest may take until it is signed.
-pub const CERT_MANAGER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a CertificateRequest is looked at.
-pub const CERT_MANAGER_LOOK: Duration = Duration::from_millis(200);
-/// CertificateRequests at one time.
-pub const CERT_MANAGER_MAX: usize = 64;
+/// How long a certificate of cert-manager may take, with the wait for a place: less than an agent waits for a whole batch (20 s).
+pub const CERT_MANAGER_TIMEOUT: Duration = Duration::from_secs(15);
+/// After how long a CertificateRequest is looked at first: cert-manager's own issuers sign in some hundred milliseconds.
+pub const CERT_MANAGER_LOOK_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause between two looks at a CertificateRequest; pauses double up to it.
+pub const CERT_MANAGER_LOOK_MAX: Duration = Duration::from_secs(1);
+/// CertificateRequests at one time, of one replica: a whole batch of an agent.
+pub const CERT_MANAGER_MAX: usize = weft_identity::limits::BATCH_MAX;
+/// How often it is tried to delete a CertificateRequest before it is left to the replica's pod, which owns it.
+pub const CERT_MANAGER_DELETE_TRIES: u32 = 5;
+/// Pause after the authority's own certificate could not be had of cert-manager, or would not be trusted.
+pub const CERT_MANAGER_RETRY: Duration = Duration::from_secs(5);
+/// Letters of what cert-manager says that are told on.
+pub const CERT_MANAGER_WORDS_MAX: usize = 256;
+/// How often it is asked whether the API server has ClusterTrustBundles now, while it has none: it changes by an upgrade.
+pub const TRUST_BUNDLE_LOOK: Duration = Duration::from_secs(10 * 60);

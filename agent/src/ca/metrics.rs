@@ -18,6 +18,7 @@ pub(super) struct CaMetrics {
     pub(super) problem: IntGaugeVec,
     pub(super) pods: IntGauge,
     pub(super) looked: Gauge,
+    pub(super) orders: IntCounterVec,
 }
 
 impl CaMetrics {
@@ -67,6 +68,11 @@ impl CaMetrics {
                 "weft_ca_keys_seen_timestamp_seconds",
                 "When the replica has last seen that its keys and the bundle are those in force",
             )?,
+            orders: counters(
+                "weft_ca_certificate_requests_total",
+                "CertificateRequests of cert-manager, by what became of them",
+                "outcome",
+            )?,
         };
         registry.register(Box::new(metrics.certificates.clone()))?;
         registry.register(Box::new(metrics.refusals.clone()))?;
@@ -81,6 +87,7 @@ impl CaMetrics {
         registry.register(Box::new(metrics.problem.clone()))?;
         registry.register(Box::new(metrics.pods.clone()))?;
         registry.register(Box::new(metrics.looked.clone()))?;
+        registry.register(Box::new(metrics.orders.clone()))?;
         Ok(metrics)
     }
 }
@@ -93,7 +100,9 @@ mod tests {
     fn every_metric_is_documented() {
         let registry = Registry::new();
         let metrics = CaMetrics::register(&registry).unwrap();
-        for vector in [&metrics.certificates, &metrics.refusals, &metrics.token_reviews, &metrics.handshakes] {
+        let vectors =
+            [&metrics.certificates, &metrics.refusals, &metrics.token_reviews, &metrics.handshakes, &metrics.orders];
+        for vector in vectors {
             vector.with_label_values(&["x"]).inc();
         }
         metrics.expiry.with_label_values(&["x"]).set(1.0);
@@ -101,7 +110,7 @@ mod tests {
         metrics.problem.with_label_values(&["x", "y"]).set(1);
         let docs = include_str!("../../../docs/metrics.md");
         let families = registry.gather();
-        assert_eq!(families.len(), 13);
+        assert_eq!(families.len(), 14);
         for family in families {
             assert!(docs.contains(&format!("`{}", family.name())), "{} is not in docs/metrics.md", family.name());
         }

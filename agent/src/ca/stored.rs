@@ -45,12 +45,16 @@ pub(super) const TRUST_DOMAIN: &str = "weft.dev/trust-domain";
 /// Label, and value, of what this authority has made and may change.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weft-ca");
 
+/// Labels of what this authority makes.
+pub(super) fn labels() -> BTreeMap<String, String> {
+    [MANAGED_BY, ("app.kubernetes.io/part-of", "weft")].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
 fn ours(namespace: &str, name: &str) -> ObjectMeta {
-    let label = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     ObjectMeta {
         namespace: Some(namespace.to_owned()),
         name: Some(name.to_owned()),
-        labels: Some([MANAGED_BY, ("app.kubernetes.io/part-of", "weft")].map(label).into()),
+        labels: Some(labels()),
         ..ObjectMeta::default()
     }
 }

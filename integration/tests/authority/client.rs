@@ -20,8 +20,8 @@ use weft_identity::{
 };
 use weft_integration::kube::{Authority, authority::SERVER_NAME};
 
-/// One call, on a busy machine.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// One call, on a busy machine, to an authority that may wait for another signer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(40);
 
 type Channel =
     BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<hyper::body::Incoming>, hyper::Error>;
