@@ -120,6 +120,11 @@ pub async fn run(args: TalkArgs) -> Result<Transcript> {
             "refused".clone_into(&mut transcript.end);
             return Ok(transcript);
         }
+        // Accepted, and reset before this client could look.
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => {
+            "reset".clone_into(&mut transcript.end);
+            return Ok(transcript);
+        }
         Ok(Err(error)) => return Err(error.into()),
         Err(_) => {
             "timeout".clone_into(&mut transcript.end);
