@@ -235,6 +235,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
 
     let ending = wait_for_end(&shared, &handover_socket, &drain, &mut signals).await;
     shared.set_draining();
+    // Whether weft is removed is asked while everything is still served.
+    let is_removed = matches!(ending, Ending::Stopped) && is_removed(args, client.as_ref()).await;
     for task in tasks.into_iter().chain(status).chain(publisher).chain(prover).chain(cni).chain(identities) {
         task.abort();
     }
@@ -245,22 +247,13 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
             metrics.abort();
         }
     } else {
+        if is_removed {
+            leave(args, &shared, client.as_ref(), plugin.as_ref()).await;
+        }
         // From here on new connections meet the fail mode; those that wait in accept queues are still served.
         if let Err(error) = shared.capture().unpublish_listeners() {
             tracing::warn!(error = %Chain(&error), "listeners stay published until they are closed");
         }
-    }
-    let is_removed = matches!(ending, Ending::Stopped) && is_removed(args, client.as_ref()).await;
-    if let Some(plugin) = plugin.filter(|_| is_removed) {
-        match plugin.remove() {
-            Ok(files) => tracing::info!(?files, "the CNI plugin is removed"),
-            Err(error) => {
-                tracing::error!(error = %Chain(&error), "the CNI plugin cannot be removed; it lets every pod start at once");
-            }
-        }
-    }
-    if let Some(client) = client.as_ref().filter(|_| is_removed) {
-        publish::withdraw_all(client, &args.node, limits::PUBLISH_WITHDRAW_MAX).await;
     }
     // From here on, so that a signal that comes while connections finish is not lost.
     let mut told = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
@@ -274,6 +267,8 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         }
         if is_removed {
             removal::undo_capture(&args.places);
+        } else if let Err(error) = shared.capture().finish_all_leaving() {
+            tracing::warn!(error = %Chain(&error), "pods were released only in part");
         }
     } else if args.stay_after_handover {
         // Not the hand-over socket: whoever connects there takes over.
@@ -285,6 +280,27 @@ async fn start(args: &RunArgs, log_level: LogLevel) -> Result<(), RunError> {
         }
     }
     Ok(())
+}
+
+/// Takes weft off this node, as far as that can be done while connections are still served: no other node talks mutual TLS to its pods
+/// any more, and then their new connections go direct.
+async fn leave(args: &RunArgs, shared: &Shared, client: Option<&Client>, plugin: Option<&Plugin>) {
+    match plugin.map(Plugin::remove) {
+        Some(Ok(files)) => tracing::info!(?files, "the CNI plugin is removed"),
+        Some(Err(error)) => {
+            tracing::error!(error = %Chain(&error), "the CNI plugin cannot be removed; it lets every pod start at once");
+        }
+        None => {}
+    }
+    if let Err(error) = shared.capture().start_all_leaving() {
+        tracing::warn!(error = %Chain(&error), "connections to pods are captured until weft is gone");
+    }
+    if let Some(client) = client {
+        publish::withdraw_all(client, &args.node, limits::PUBLISH_WITHDRAW_MAX).await;
+    }
+    if let Err(error) = shared.capture().let_all_go() {
+        tracing::warn!(error = %Chain(&error), "not every pod could be let go of; those left meet their fail mode until weft is gone");
+    }
 }
 
 /// Where objects come from.

@@ -14,6 +14,7 @@ mod error;
 pub mod handover;
 mod heartbeat;
 mod keep;
+mod leaving;
 pub mod limits;
 mod listeners;
 mod netlink;
@@ -110,6 +111,8 @@ pub struct Capture {
     sockets: Arc<CaptureSockets>,
     keep: Arc<Keep>,
     attached: HashMap<WorkloadId, Attached>,
+    /// Pods that were let go of, and through whose namespaces something may still be carried.
+    leaving: HashMap<WorkloadId, Attached>,
     host: Option<HostCapture>,
     destinations: HashMap<DestKey, DestVerdict>,
     udp: UdpAccess,
@@ -159,6 +162,7 @@ impl Capture {
             sockets: Arc::new(sockets),
             keep: Arc::new(keep),
             attached: HashMap::new(),
+            leaving: HashMap::new(),
             host: None,
             destinations,
             udp,
@@ -233,7 +237,8 @@ impl Capture {
     /// When something could not be undone; the rest is, even then.
     pub fn release_unclaimed(&mut self) -> Result<usize, CaptureError> {
         let read = |map| CaptureError::kernel(format!("read map {map}"));
-        let claimed: HashSet<u64> = self.attached.values().map(|attached| attached.config.netns_cookie).collect();
+        let claimed: HashSet<u64> =
+            self.attached.values().chain(self.leaving.values()).map(|attached| attached.config.netns_cookie).collect();
         let cookies = self.tables.pods.keys().map_err(read(map_name::PODS))?;
         let unclaimed: Vec<u64> = cookies.into_iter().filter(|cookie| !claimed.contains(cookie)).collect();
         let cgroups: HashSet<u64> = self.attached.values().map(|attached| attached.sockets.cgroup_id).collect();

@@ -18,6 +18,9 @@ pub const MANIFEST_RESCAN: Duration = Duration::from_secs(30);
 pub const RECONCILE_QUEUE_MAX: usize = 64;
 /// How often a pod that could not be captured is tried again.
 pub const POD_RETRY: Duration = Duration::from_secs(2);
+/// When the namespace of a pod that was taken out of the mesh becomes as it was: what was carried through it has ended
+/// ([`weft_proxy::limits::POD_REMOVAL_GRACE`], and what an accept queue takes to empty).
+pub const POD_LEAVES_IN: Duration = Duration::from_secs(6);
 /// How often the namespaces of captured pods are compared with what is at their paths now. A sandbox that was made anew goes uncaptured
 /// for so long; one stat(2) for each pod.
 pub const SANDBOX_LOOK: Duration = Duration::from_millis(500);
@@ -140,7 +143,8 @@ pub const PUBLISH_LOOK: Duration = Duration::from_secs(60);
 pub const PUBLISH_WITHDRAW_MAX: Duration = Duration::from_secs(2);
 /// How long an agent that starts leaves a pod published for which it has no certificate yet: as long as the authority may take to sign one.
 pub const PUBLISH_CERTIFICATES_BY: Duration = Duration::from_secs(15);
-/// How long an agent that takes weft off its node waits for the other nodes to hear of it: many times what a watch takes.
+/// How long an agent waits for the other nodes to hear that pods are not published any more, after that is written and before it lets go of
+/// them: many times what a watch takes.
 pub const PUBLISH_SEEN: Duration = Duration::from_millis(500);
 /// How long the CNI plugin waits for capture, and so holds a pod's start up, at most. The kubelet gives a sandbox four minutes.
 pub const CNI_WAIT_MAX: Duration = Duration::from_secs(2);

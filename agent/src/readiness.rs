@@ -52,6 +52,17 @@ impl Withheld {
     }
 }
 
+/// What became of taking pods back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// None of them was published.
+    Unpublished,
+    /// They are not published any more, and other nodes are about to hear of it.
+    Written,
+    /// Some may still be published.
+    Late,
+}
+
 /// What is known of this node's pods, as far as publishing them goes.
 #[derive(Default)]
 pub struct Readiness {
@@ -133,14 +144,14 @@ impl Readiness {
         state.unproved.remove(id);
     }
 
-    /// Has pods taken back that are about to be let go of, and waits until they are, but no longer than `at_most`. Returns whether they are.
-    pub async fn withdraw(&self, ids: &[WorkloadId], at_most: Duration) -> bool {
+    /// Has pods taken back that are about to be let go of, and waits until they are, but no longer than `at_most`.
+    pub async fn withdraw(&self, ids: &[WorkloadId], at_most: Duration) -> Withdrawn {
         for id in ids {
             self.gone(id);
         }
         let mut published = self.published.subscribe();
         if !ids.iter().any(|id| published.borrow().contains(id)) {
-            return true;
+            return Withdrawn::Unpublished;
         }
         self.urgent.notify_one();
         let done = published.wait_for(|published| !ids.iter().any(|id| published.contains(id)));
@@ -148,8 +159,9 @@ impl Readiness {
         if !done {
             let left = ids.iter().filter(|id| self.published.borrow().contains(*id)).count();
             self.late.fetch_add(left.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+            return Withdrawn::Late;
         }
-        done
+        Withdrawn::Written
     }
 
     /// The pods to publish, by their UIDs.
@@ -275,10 +287,11 @@ mod tests {
         let readiness = Arc::new(Readiness::default());
         let at_most = Duration::from_millis(50);
         let a = [WorkloadId::new("a")];
-        assert!(readiness.withdraw(&a, at_most).await, "what was never published needs no wait");
+        let withdrawn = readiness.withdraw(&a, at_most).await;
+        assert_eq!(withdrawn, Withdrawn::Unpublished, "what was never published needs no wait");
         readiness.set_published(a.iter().cloned().collect());
         let started = tokio::time::Instant::now();
-        assert!(!readiness.withdraw(&a, at_most).await);
+        assert_eq!(readiness.withdraw(&a, at_most).await, Withdrawn::Late);
         assert!(started.elapsed() >= at_most);
         assert_eq!(readiness.late(), 1);
         let other = Arc::clone(&readiness);
@@ -286,7 +299,7 @@ mod tests {
             other.urgent().await;
             other.set_published(BTreeSet::new());
         });
-        assert!(readiness.withdraw(&a, Duration::from_secs(60)).await);
+        assert_eq!(readiness.withdraw(&a, Duration::from_secs(60)).await, Withdrawn::Written);
         publisher.await.unwrap();
         assert_eq!(readiness.late(), 1);
     }

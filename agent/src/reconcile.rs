@@ -3,7 +3,10 @@
 
 use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf, sync::Arc};
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use weft_abi::{DestKey, DestVerdict, verdict};
 use weft_crds::{
     lower::{self, lower},
@@ -29,6 +32,7 @@ use crate::{
     locate::Locate,
     older::Older,
     pods::{Entry, PodState, pod_specs},
+    readiness::Withdrawn,
     state::Shared,
     status::widened::{self, Widened},
     telemetry::Chain,
@@ -46,6 +50,8 @@ pub struct Reconciler {
     sandboxes: Sandboxes,
     older: Older,
     udp: Udp,
+    /// Pods that live on without weft, and when what was carried through their namespaces has ended.
+    leaving: Vec<(WorkloadId, Instant)>,
 }
 
 impl Reconciler {
@@ -54,7 +60,8 @@ impl Reconciler {
     pub fn new(shared: Arc<Shared>, handed: Vec<HandedListener>) -> Self {
         let sandboxes = Sandboxes::new(&shared.node);
         let store = ObjectStore::new(shared.mtls.is_strict());
-        Self { shared, store, handed, sandboxes, older: Older::default(), udp: Udp::default() }
+        let (older, udp, leaving) = (Older::default(), Udp::default(), Vec::new());
+        Self { shared, store, handed, sandboxes, older, udp, leaving }
     }
 
     /// Applies the first change, which is everything that the source has.
@@ -89,7 +96,10 @@ impl Reconciler {
                 },
                 Some(announcement) = announced.recv() => self.capture_announced(announcement),
                 _ = retry.tick() => self.retry_pods(),
-                _ = sandboxes.tick() => self.follow_sandboxes(),
+                _ = sandboxes.tick() => {
+                    self.follow_sandboxes();
+                    self.finish_leaving();
+                }
             }
             self.answer_plugins();
         }
@@ -130,13 +140,17 @@ impl Reconciler {
         }
         let placed = self.sandboxes.place(&delta.workloads);
         let pods = self.shared.pods().change(placed.iter().map(|(id, workload)| (id, workload)));
-        self.withdraw(&pods.release, &placed).await;
+        let leave = self.withdraw(&pods.release, &placed).await;
         let deselected = widened::deselected(self.shared.compiler().ir(), &delta);
         let Compiled { snapshot, reach, closed } = self.shared.compiler().apply(delta);
         self.tell_widened(deselected);
 
         for id in &pods.release {
-            self.release(id);
+            if leave.contains(id) && !pods.attach.contains(id) {
+                self.let_go(id);
+            } else {
+                self.release(id);
+            }
         }
         let (gone, kept): (Vec<_>, Vec<_>) = reach.into_iter().partition(|(_, reach)| reach.is_none());
         self.set_destinations(&gone);
@@ -162,20 +176,33 @@ impl Reconciler {
         tracing::info!(generation = generation.0, "plans are in force");
     }
 
-    /// Has pods taken back that other nodes take for ready, and that live on without weft. Nobody talks to those that are gone.
-    async fn withdraw(&self, released: &[WorkloadId], changed: &[(WorkloadId, Option<Arc<WorkloadIr>>)]) {
+    /// Has pods taken back that other nodes take for ready, and that live on without weft; these it returns. Nobody talks to those that are
+    /// gone.
+    async fn withdraw(
+        &self,
+        released: &[WorkloadId],
+        changed: &[(WorkloadId, Option<Arc<WorkloadIr>>)],
+    ) -> Vec<WorkloadId> {
         let lives = |id: &&WorkloadId| {
             let workload =
                 changed.iter().find(|(changed, _)| changed == *id).and_then(|(_, workload)| workload.as_ref());
             workload.is_some_and(|workload| workload.state != WorkloadState::Ended)
         };
         let ids: Vec<WorkloadId> = released.iter().filter(lives).cloned().collect();
-        if !self.shared.readiness.withdraw(&ids, limits::PUBLISH_WITHDRAW_MAX).await {
-            tracing::warn!(
+        for id in &ids {
+            if let Err(error) = self.shared.capture().start_leaving(id) {
+                tracing::warn!(pod = %id, error = %Chain(&error), "connections to a pod that leaves the mesh are captured until it has left");
+            }
+        }
+        match self.shared.readiness.withdraw(&ids, limits::PUBLISH_WITHDRAW_MAX).await {
+            Withdrawn::Unpublished => {}
+            Withdrawn::Written => sleep(limits::PUBLISH_SEEN).await,
+            Withdrawn::Late => tracing::warn!(
                 pods = ids.len(),
                 "pods leave the mesh before it is certain that other nodes know; connections of those that do not are reset"
-            );
+            ),
         }
+        ids
     }
 
     /// Pods that took only what was granted take everything now: that is told, as it may not have been meant.
@@ -238,6 +265,8 @@ impl Reconciler {
     }
 
     fn attach(&mut self, id: &WorkloadId) -> Option<PodListeners> {
+        // One that comes back.
+        self.leaving.retain(|(leaving, _)| leaving != id);
         let (workload, fail_mode) =
             self.shared.pods().entry(id).map(|entry| (Arc::clone(&entry.workload), entry.fail_mode()))?;
         let announced = self.sandboxes.netns(id);
@@ -287,6 +316,29 @@ impl Reconciler {
             match error {
                 Some(error) => tracing::error!(pod = %id, error, "fail mode stays as it was, and is tried again"),
                 None => tracing::info!(pod = %id, "fail mode is in force at last"),
+            }
+        }
+    }
+
+    /// Releases a pod that lives on: who is being served through the agent is served to the end.
+    fn let_go(&mut self, id: &WorkloadId) {
+        self.shared.readiness.gone(id);
+        if let Err(error) = self.shared.capture().let_go(id) {
+            tracing::warn!(pod = %id, error = %Chain(&error), "pod was released only in part");
+        }
+        self.shared.proxy.let_go(id);
+        if let Some(identity) = &self.shared.identity {
+            identity.release(id);
+        }
+        self.leaving.push((id.clone(), Instant::now() + limits::POD_LEAVES_IN));
+        tracing::info!(pod = %id, "pod is released");
+    }
+
+    fn finish_leaving(&mut self) {
+        let now = Instant::now();
+        for (id, _) in self.leaving.extract_if(.., |(_, at)| *at <= now) {
+            if let Err(error) = self.shared.capture().finish_leaving(&id) {
+                tracing::warn!(pod = %id, error = %Chain(&error), "pod was released only in part");
             }
         }
     }

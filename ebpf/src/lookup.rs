@@ -88,7 +88,7 @@ fn inbound(ctx: &SkLookupContext, netns_cookie: u64, local: &Addr, remote_port: 
     // SAFETY: user space deletes a pod only after its look-up program is detached.
     let Some(pod) = (unsafe { PODS.get(netns_cookie) }) else { return PASS };
     let flags = pod.flags;
-    if flags & pod_flags::INBOUND == 0 {
+    if flags & pod_flags::INBOUND == 0 || flags & pod_flags::LEAVING != 0 && !ports::is_tls_dial(remote_port) {
         return PASS;
     }
     let ip_version = addr::ip_version(local);

@@ -128,6 +128,10 @@ impl Worker {
         self.refresh();
         let snapshot = self.snapshot.borrow();
         let plan = snapshot.inbound.get(workload).map(AsRef::as_ref);
+        if plan.is_none() && self.sockets.is_leaving(workload) {
+            // It has left the mesh, and takes everything directly; what still comes this way is no other than that.
+            return Ok(Admitted::Anything);
+        }
         judge(plan, source, workload, to.port(), asks).map_err(|denied| {
             let request = match asks {
                 Asks::Request(head) => Some(shown(head.method, head.path)),

@@ -17,6 +17,7 @@ use crate::{
     flows::FlowRow,
     learnt::{self, LearntRow},
     limits,
+    listener::Stop,
     metrics::{Limit, Metrics},
     socket::{FlowSource, PodListeners, SocketFactory},
     worker::{self, Command, Heartbeat, Parts},
@@ -130,7 +131,14 @@ impl Proxy {
     /// Stops accepting for a pod at once; its live connections have a short grace, then they are reset.
     pub fn remove_pod(&self, id: &WorkloadId) {
         for worker in &self.workers {
-            self.tell(worker, Command::RemovePod(id.clone()));
+            self.tell(worker, Command::RemovePod(id.clone(), Stop::Now));
+        }
+    }
+
+    /// As [`remove_pod`](Self::remove_pod), for a pod that lives on: what waits in its accept queues is still served.
+    pub fn let_go(&self, id: &WorkloadId) {
+        for worker in &self.workers {
+            self.tell(worker, Command::RemovePod(id.clone(), Stop::WhenEmpty));
         }
     }
 

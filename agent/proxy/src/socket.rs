@@ -176,6 +176,11 @@ pub trait SocketFactory: Send + Sync + 'static {
     /// Whether a workload is captured on this node, so that a dial to it carries out the inbound step in this process.
     fn is_captured(&self, workload: &WorkloadId) -> bool;
 
+    /// Whether a workload was captured on this node until a moment ago, and lives on without weft: what was accepted for it may finish.
+    fn is_leaving(&self, _workload: &WorkloadId) -> bool {
+        false
+    }
+
     /// Whether a peer's port is of the block that mutual TLS between nodes is dialled from. Only a hint: anybody can bind such a port.
     fn is_tls_port(&self, port: u16) -> bool;
 }

@@ -40,7 +40,7 @@ use crate::{
 /// What the control thread asks of a worker.
 pub(crate) enum Command {
     AddPod(PodListeners),
-    RemovePod(WorkloadId),
+    RemovePod(WorkloadId, Stop),
     Flows { limit: usize, answer: oneshot::Sender<Vec<FlowRow>> },
     Learnt { answer: oneshot::Sender<Vec<LearntRow>> },
     StopAccepting { answer: oneshot::Sender<()> },
@@ -180,7 +180,7 @@ impl Worker {
             .get(&listeners.pod.id)
             .is_some_and(|known| known.pod.netns_cookie != listeners.pod.netns_cookie);
         if moved {
-            self.remove_pod(&listeners.pod.id);
+            self.remove_pod(&listeners.pod.id, Stop::Now);
         }
         let pod = self.pod(&listeners.pod);
         for (sockets, direction) in [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)]
@@ -200,19 +200,26 @@ impl Worker {
         }
     }
 
-    fn remove_pod(self: &Rc<Self>, id: &WorkloadId) {
+    fn remove_pod(self: &Rc<Self>, id: &WorkloadId, how: Stop) {
         let Some(pod) = self.pods.borrow_mut().remove(id) else { return };
-        pod.listeners.stop(Stop::Now);
-        pod.pool.clear();
-        let of_pod = |flow: &crate::flows::Flow| flow.pod.id == pod.pod.id;
-        if self.flows.advance(Phase::Draining, of_pod) == 0 {
-            return;
+        pod.listeners.stop(how);
+        if how == Stop::Now {
+            pod.pool.clear();
+            if self.flows.advance(Phase::Draining, |flow| flow.pod.id == pod.pod.id) == 0 {
+                return;
+            }
         }
-        let (worker, pod, grace) = (Rc::clone(self), Rc::clone(&pod), self.config.pod_removal_grace);
+        let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(grace).await;
             // Only its own connections: a pod that was added again under the same UID has new ones.
-            worker.flows.advance(Phase::Cut, |flow| Arc::ptr_eq(&flow.pod, &pod.pod));
+            let of_pod = |flow: &crate::flows::Flow| Arc::ptr_eq(&flow.pod, &pod.pod);
+            if how == Stop::WhenEmpty {
+                pod.listeners.stopped().await;
+                pod.pool.clear();
+                worker.flows.advance(Phase::Draining, of_pod);
+            }
+            tokio::time::sleep(worker.config.pod_removal_grace).await;
+            worker.flows.advance(Phase::Cut, of_pod);
         });
     }
 
@@ -303,7 +310,7 @@ impl Worker {
             };
             match command {
                 Some(Command::AddPod(listeners)) => self.add_pod(listeners),
-                Some(Command::RemovePod(id)) => self.remove_pod(&id),
+                Some(Command::RemovePod(id, how)) => self.remove_pod(&id, how),
                 Some(Command::Flows { limit, answer }) => _ = answer.send(self.flows.rows(self.index, limit)),
                 Some(Command::Learnt { answer }) => _ = answer.send(self.learnt.rows()),
                 Some(Command::StopAccepting { answer }) => {

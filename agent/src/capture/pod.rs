@@ -216,8 +216,10 @@ impl Capture {
         }
         check_addresses(netns, &spec.ips)?;
 
+        // One that was let go of and comes back: what its namespace was like is still recorded.
+        self.leaving.retain(|_, leaving| leaving.config.netns_cookie != cookie);
         let found = self.tables.pods.get(&cookie).map_err(PodError::kernel("read map PODS"))?;
-        // Without flags it is only the record of an attachment that was never completed.
+        // Without flags it is only the record of an attachment that was never completed, or of a pod that was let go of.
         let adopted = found.is_some_and(|config| config.flags != 0);
         let mut config = found.unwrap_or_default();
         (config.ipv4, config.ipv6) = convert::own_addresses(&spec.ips);
@@ -391,7 +393,7 @@ impl Capture {
         Ok(HostCapture { listeners, config })
     }
 
-    fn release_host(&mut self, attached: &Attached) -> Result<(), PodError> {
+    pub(super) fn release_host(&mut self, attached: &Attached) -> Result<(), PodError> {
         let cgroup_id = attached.sockets.cgroup_id;
         self.tables.host_pods.remove(&cgroup_id).map_err(PodError::kernel("delete from map HOST_PODS"))?;
         self.tables.pod_stats.remove(&attached.stats_key()).map_err(PodError::kernel("delete from map POD_STATS"))?;
@@ -465,18 +467,32 @@ pub(crate) fn tear_down(
     netns: Option<&Netns>,
     config: &PodConfig,
 ) -> Result<(), CaptureError> {
-    let mut first_error = None;
-    let mut step = |action: &'static str, result: io::Result<()>| {
-        if let Err(source) = result {
-            first_error.get_or_insert(CaptureError::Kernel { action: action.to_owned(), source });
-        }
-    };
+    let detached = detach(tables, pins, cookie, config);
+    detached.and(restore(tables, cookie, netns, config))
+}
+
+/// The first half of it: nothing is captured any more, and what was captured before can go on.
+pub(super) fn detach(tables: &Tables, pins: &Pins, cookie: u64, config: &PodConfig) -> Result<(), CaptureError> {
+    let mut undone = Undone::default();
+    let mut step = |action, result| undone.step(action, result);
     let stopped = PodConfig { flags: config.flags & pod_flags::HOST_NETWORK, ..*config };
     step("stop capturing a pod", tables.pods.set(&cookie, &stopped));
     step("forget a pod's addresses", tables.set_local_addrs(cookie, &[]).map_err(io::Error::other));
     step("detach a pod's look-up program", remove_link(&pins.lookup_link(cookie)));
     step("delete a pod's listeners", tables.unpublish(cookie));
     step("delete a pod's statistics", tables.pod_stats.remove(&cookie).map(drop));
+    undone.result()
+}
+
+/// The second half: what is still carried of the pod breaks, and its namespace is as it was.
+pub(super) fn restore(
+    tables: &Tables,
+    cookie: u64,
+    netns: Option<&Netns>,
+    config: &PodConfig,
+) -> Result<(), CaptureError> {
+    let mut undone = Undone::default();
+    let mut step = |action, result| undone.step(action, result);
     step("forget a pod's redirected connections", tables.forget_captured(cookie));
     if let Some(netns) = netns {
         let switches = config.flags & pod_flags::HOST_NETWORK == 0;
@@ -486,5 +502,21 @@ pub(crate) fn tear_down(
         step("restore sysctls", netns.enter(|| sysctl::restore(config, switches)).and_then(|done| done));
     }
     step("forget a pod", tables.pods.remove(&cookie).map(drop));
-    first_error.map_or(Ok(()), Err)
+    undone.result()
+}
+
+/// Steps that all have to be tried; the first error is the one to tell.
+#[derive(Default)]
+struct Undone(Option<CaptureError>);
+
+impl Undone {
+    fn step(&mut self, action: &'static str, result: io::Result<()>) {
+        if let Err(source) = result {
+            self.0.get_or_insert(CaptureError::Kernel { action: action.to_owned(), source });
+        }
+    }
+
+    fn result(self) -> Result<(), CaptureError> {
+        self.0.map_or(Ok(()), Err)
+    }
 }

@@ -44,6 +44,8 @@ pub(crate) struct PodSockets {
 struct Pods {
     by_id: HashMap<WorkloadId, Arc<PodSockets>>,
     by_cgroup: HashMap<u64, Arc<LocalPod>>,
+    /// Not captured any more; what runs through the agent may finish.
+    leaving: HashMap<WorkloadId, Arc<PodSockets>>,
 }
 
 /// Makes sockets, and tells where accepted connections were going.
@@ -93,7 +95,28 @@ impl CaptureSockets {
             if pod.cgroup_id != 0 {
                 pods.by_cgroup.insert(pod.cgroup_id, Arc::clone(&pod.pod));
             }
+            pods.leaving.remove(&pod.pod.id);
             pods.by_id.insert(pod.pod.id.clone(), Arc::clone(pod));
+            pods
+        });
+    }
+
+    /// The pod is not captured any more, and its sockets can be had until [`forget`](Self::forget).
+    pub(crate) fn let_go(&self, id: &WorkloadId) {
+        self.pods.rcu(|pods| {
+            let mut pods = Pods::clone(pods);
+            if let Some(leaving) = pods.by_id.remove(id) {
+                pods.leaving.insert(id.clone(), leaving);
+            }
+            pods
+        });
+    }
+
+    /// From now on the sockets of a pod that was let go of cannot be had.
+    pub(crate) fn forget(&self, id: &WorkloadId) {
+        self.pods.rcu(|pods| {
+            let mut pods = Pods::clone(pods);
+            pods.leaving.remove(id);
             pods
         });
     }
@@ -115,7 +138,9 @@ impl CaptureSockets {
 
     /// The pod with this id, if it is still in the namespace that the caller knows.
     fn present(&self, pod: &LocalPod) -> Result<Arc<PodSockets>, SocketError> {
-        self.pod(&pod.id)
+        let pods = self.pods.load();
+        let found = pods.by_id.get(&pod.id).or_else(|| pods.leaving.get(&pod.id)).cloned();
+        found
             .filter(|found| found.pod.netns_cookie == pod.netns_cookie)
             .ok_or_else(|| SocketError::PodGone(pod.id.clone()))
     }
@@ -224,6 +249,10 @@ impl SocketFactory for CaptureSockets {
 
     fn is_captured(&self, workload: &WorkloadId) -> bool {
         self.pods.load().by_id.get(workload).is_some_and(|pod| pod.inbound)
+    }
+
+    fn is_leaving(&self, workload: &WorkloadId) -> bool {
+        self.pods.load().leaving.contains_key(workload)
     }
 
     fn is_tls_port(&self, port: u16) -> bool {

@@ -2,13 +2,15 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
+    io::Read,
+    net::{Shutdown, SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     thread,
 };
 
 use weft_abi::verdict;
 use weft_agent::capture::{Capture, CaptureConfig, cleanup, handover};
+use weft_proxy::socket::SocketFactory;
 
 use crate::{
     agent::Worker,
@@ -57,6 +59,46 @@ fn a_released_pod_is_as_it_was() {
     let worker = Worker::attach(&mut capture, &world.b.spec());
     world.a.ask(SocketAddr::new(world.b.v4, 8080)).expect("answer");
     assert_eq!(worker.accepted(), 1);
+}
+
+#[test]
+fn what_runs_through_the_agent_goes_on_when_its_pod_is_let_go_of_until_that_is_finished() {
+    let Some(world) = World::new() else { return };
+    world.b.serve(8080);
+    let before = traces(&world.b);
+    let mut capture = world.open();
+    let worker = Worker::attach(&mut capture, &world.b.spec());
+    let to = SocketAddr::new(world.b.v4, 8080);
+    let old = world.a.run(|| TcpStream::connect_timeout(&to, SOON)).expect("connected");
+    let said = format!("app sees {}", world.a.v4);
+    assert_eq!(read_line(&old).expect("answer"), said);
+    capture.start_leaving(&world.b.id()).expect("leaving");
+    assert_eq!(world.a.ask(to).expect("direct"), said);
+    assert_eq!((worker.accepted(), capture.sockets().is_captured(&world.b.id())), (1, true));
+    capture.let_go(&world.b.id()).expect("let go");
+    assert!(!capture.sockets().is_captured(&world.b.id()) && capture.sockets().is_leaving(&world.b.id()));
+    assert_eq!(world.a.ask(to).expect("direct"), said);
+    assert_eq!(worker.accepted(), 1);
+    // The application's last words take the route that capture made.
+    old.set_read_timeout(Some(SOON)).expect("a timeout");
+    old.shutdown(Shutdown::Write).expect("shut down");
+    assert_eq!((&old).read(&mut [0; 16]).expect("the application closes"), 0);
+    // It comes back, and what was there before it was first captured is not forgotten.
+    drop(worker);
+    let worker = Worker::attach(&mut capture, &world.b.spec());
+    assert!(capture.sockets().is_captured(&world.b.id()) && !capture.sockets().is_leaving(&world.b.id()));
+    capture.finish_leaving(&world.b.id()).expect("nothing to do");
+    assert_eq!(world.a.ask(to).expect("answer"), said);
+    assert_eq!(worker.accepted(), 1);
+    drop(worker);
+    capture.let_all_go().expect("let go");
+    assert_ne!(traces(&world.b), before);
+    capture.finish_all_leaving().expect("finished");
+    assert_eq!(traces(&world.b), before);
+    assert!(!capture.sockets().is_leaving(&world.b.id()));
+    for map in ["PODS", "LOCAL_ADDRS", "CAPTURED", "POD_STATS"] {
+        assert_eq!(fill(&capture, map), 0, "{map}");
+    }
 }
 
 #[test]

@@ -148,6 +148,8 @@ pub mod pod_flags {
     pub const FAIL_CLOSED: u32 = 1 << 2;
     /// Shares the host's network namespace: outbound only, found by its cgroup.
     pub const HOST_NETWORK: u32 = 1 << 3;
+    /// About to be released: of what is made to it from elsewhere, only what other agents still dial for mutual TLS is captured.
+    pub const LEAVING: u32 = 1 << 4;
 }
 
 /// Bits of [`PodConfig::sysctl_was`]: the sysctl was already 1.

@@ -10,6 +10,7 @@ use weft_crds::weft::node_workloads::PublishedPod;
 use weft_policy::names::ServiceAccountKey;
 
 use super::*;
+use crate::readiness::Withdrawn;
 
 /// An API server that keeps NodeWorkloads by name, and knows one Node.
 #[derive(Default)]
@@ -254,10 +255,11 @@ async fn a_pod_that_is_let_go_of_is_taken_back_at_once_and_late_only_if_nobody_a
     }
     until("both", || world.readiness.published().len() == 2).await;
     world.writes();
-    assert!(world.readiness.withdraw(&[WorkloadId::new("u1")], IN_TIME).await);
+    assert_eq!(world.readiness.withdraw(&[WorkloadId::new("u1")], IN_TIME).await, Withdrawn::Written);
     assert_eq!((world.writes(), world.published("n1-0")), (vec!["apply n1-0".to_owned()], vec!["u2".to_owned()]));
     world.server().refuse_with = Some(StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!world.readiness.withdraw(&[WorkloadId::new("u2")], Duration::from_millis(100)).await);
+    let withdrawn = world.readiness.withdraw(&[WorkloadId::new("u2")], Duration::from_millis(100)).await;
+    assert_eq!(withdrawn, Withdrawn::Late);
     assert_eq!((world.published("n1-0"), world.readiness.late()), (vec!["u2".to_owned()], 1));
     // The API server is back: what could not be written is, by an agent that has rounds.
     world.server().refuse_with = None;
