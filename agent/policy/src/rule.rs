@@ -275,6 +275,12 @@ impl RuleIr {
 }
 
 impl Rule {
+    /// Whether it does nothing but choose a backend.
+    #[must_use]
+    pub fn only_chooses(&self) -> bool {
+        self.ir.filters.is_none() && self.mirrors.is_empty()
+    }
+
     /// The split that it chooses from, if it forwards.
     #[must_use]
     pub fn split(&self) -> Option<&Arc<Split>> {
@@ -304,6 +310,29 @@ impl Fraction {
     pub fn takes(self, random: u32) -> bool {
         u64::from(random) * u64::from(self.denominator) < u64::from(self.numerator) << 32
     }
+}
+
+/// Fields that no rule changes: they frame a message, concern one connection, or are the mesh's own. `Host` is changed by a rewrite.
+const PROTECTED: [&str; 12] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-forwarded-client-cert",
+];
+
+/// Whether a rule may not change a field; an edit of it has no effect.
+#[must_use]
+pub fn is_protected(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("weft-") || name.starts_with("x-weft-") || PROTECTED.contains(&name)
 }
 
 impl HeaderEdits {
