@@ -13,6 +13,7 @@ pub(crate) mod host;
 pub(crate) mod link;
 mod marks;
 pub(crate) mod reserved;
+pub(crate) mod rules;
 pub(crate) mod scan;
 pub(crate) mod server;
 pub(crate) mod server2;

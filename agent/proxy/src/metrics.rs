@@ -258,6 +258,11 @@ impl Metrics {
         self.limits[limit as usize].inc();
     }
 
+    /// The time that a rule gives is over.
+    pub(crate) fn expired(&self, reason: Reason) {
+        self.reached(if reason == Reason::BackendTimeout { Limit::BackendTimeout } else { Limit::RequestTimeout });
+    }
+
     /// A handshake went well.
     pub(crate) fn secured(&self, side: TlsSide) {
         self.secured[side as usize].inc();

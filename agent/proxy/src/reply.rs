@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::{access::Denial, http::grpc};
 
@@ -75,10 +75,18 @@ pub enum Reason {
     NoRoute,
     /// The route's rule, or the backend that it chose, cannot be carried out.
     RuleInvalid,
+    /// The route's rule sends the client elsewhere.
+    Redirect,
+    /// The route's rule answers a preflight (Fetch Standard, 3.2.2).
+    CorsPreflight,
+    /// The response was not over within the time that the route's rule gives a request.
+    RequestTimeout,
+    /// The same for one try.
+    BackendTimeout,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 31] = [
+    pub(crate) const ALL: [Self; 35] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -110,6 +118,10 @@ impl Reason {
         Self::TlsFailed,
         Self::NoRoute,
         Self::RuleInvalid,
+        Self::Redirect,
+        Self::CorsPreflight,
+        Self::RequestTimeout,
+        Self::BackendTimeout,
     ];
 
     /// The word in `weft-reason` and in metrics.
@@ -147,10 +159,14 @@ impl Reason {
             Self::TlsFailed => "tls_failed",
             Self::NoRoute => "no_route",
             Self::RuleInvalid => "rule_invalid",
+            Self::Redirect => "redirect",
+            Self::CorsPreflight => "cors_preflight",
+            Self::RequestTimeout => "request_timeout",
+            Self::BackendTimeout => "backend_timeout",
         }
     }
 
-    /// The status that goes with it.
+    /// The status that goes with it, unless a rule says which.
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
@@ -167,6 +183,9 @@ impl Reason {
             Self::Denied => StatusCode::FORBIDDEN,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::RuleInvalid => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Redirect => StatusCode::FOUND,
+            Self::CorsPreflight => StatusCode::NO_CONTENT,
+            Self::RequestTimeout | Self::BackendTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::MalformedRequest
             | Self::MalformedBody
             | Self::BodyIncomplete
@@ -216,25 +235,58 @@ pub(crate) struct LocalReply {
     pub(crate) detail: String,
     /// What was denied, where that is why.
     pub(crate) denial: Option<Box<Denial>>,
+    /// What a rule says of it.
+    terms: Option<Box<Terms>>,
+}
+
+/// What a rule says of an answer.
+#[derive(Debug, Default)]
+struct Terms {
+    status: Option<StatusCode>,
+    fields: HeaderMap,
+    /// It is no error: it has no body, and is one of HTTP whatever was asked.
+    bare: bool,
 }
 
 impl LocalReply {
     pub(crate) fn new(reason: Reason, detail: impl fmt::Display) -> Self {
-        Self { reason, detail: detail.to_string(), denial: None }
+        Self { reason, detail: detail.to_string(), denial: None, terms: None }
     }
 
     /// That a destination does not take something.
     pub(crate) fn denied(denial: Box<Denial>) -> Self {
-        Self { reason: Reason::Denied, detail: denial.to_string(), denial: Some(denial) }
+        Self { reason: Reason::Denied, detail: denial.to_string(), denial: Some(denial), terms: None }
+    }
+
+    /// An answer that is no error, and has no body.
+    pub(crate) fn bare(reason: Reason, status: StatusCode, fields: HeaderMap, detail: impl fmt::Display) -> Self {
+        let terms = Terms { status: Some(status), fields, bare: true };
+        Self { terms: Some(Box::new(terms)), ..Self::new(reason, detail) }
+    }
+
+    /// The status that it has for a client of HTTP.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.terms.as_ref().and_then(|terms| terms.status).unwrap_or_else(|| self.reason.status())
+    }
+
+    /// Fields that a rule adds.
+    pub(crate) fn fields_mut(&mut self) -> &mut HeaderMap {
+        &mut self.terms.get_or_insert_default().fields
     }
 
     /// The response; its body is given back beside it, because bodies have their own type.
     pub(crate) fn into_parts(self) -> (Response<()>, Bytes) {
-        let body = Bytes::from(format!("weft: {}\n", self.detail));
         let mut response = Response::new(());
-        *response.status_mut() = self.reason.status();
+        *response.status_mut() = self.status();
+        let bare = self.is_bare();
+        let Terms { fields, .. } = self.terms.map(|terms| *terms).unwrap_or_default();
+        *response.headers_mut() = fields;
         let headers = response.headers_mut();
         headers.insert(REASON_HEADER, HeaderValue::from_static(self.reason.word()));
+        if bare {
+            return (response, Bytes::new());
+        }
+        let body = Bytes::from(format!("weft: {}\n", self.detail));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         if self.reason.closes() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -244,12 +296,24 @@ impl LocalReply {
 }
 
 impl LocalReply {
+    fn is_bare(&self) -> bool {
+        self.terms.as_ref().is_some_and(|terms| terms.bare)
+    }
+
     /// The same for a gRPC call, which reads its status from fields of its own.
     pub(crate) fn into_grpc(self) -> (Response<()>, Bytes) {
+        if self.is_bare() {
+            return self.into_parts();
+        }
+        let status = match self.reason {
+            Reason::RequestTimeout | Reason::BackendTimeout => grpc::DEADLINE_EXCEEDED,
+            _ => grpc::status_for(self.status()),
+        };
         let mut response = Response::new(());
-        *response.status_mut() = self.reason.status();
+        let Terms { fields, .. } = self.terms.map(|terms| *terms).unwrap_or_default();
+        *response.headers_mut() = fields;
         response.headers_mut().insert(REASON_HEADER, HeaderValue::from_static(self.reason.word()));
-        grpc::answer(&mut response, &format!("weft: {}", self.detail));
+        grpc::answer(&mut response, status, &format!("weft: {}", self.detail));
         if self.reason.closes() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -276,7 +340,8 @@ mod tests {
         assert_eq!(words.len(), Reason::ALL.len());
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index, "{reason:?} indexes another reason's counter");
-            assert!(reason.status().is_client_error() || reason.status().is_server_error());
+            let no_error = matches!(reason, Reason::Redirect | Reason::CorsPreflight);
+            assert!(no_error || reason.status().is_client_error() || reason.status().is_server_error());
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use crate::{
     limits,
     metrics::{Limit, Metrics},
     pool::Kept,
+    reply::Reason,
 };
 
 /// What has passed of a request's body, and whether its response moves. HTTP/1 needs one for a connection, since its requests follow
@@ -327,6 +328,30 @@ pub(crate) struct Streamed {
     pub(crate) unwanted: Option<Arc<Gate>>,
     pub(crate) _in_flight: InFlight,
     pub(crate) ended: bool,
+    /// When it must have ended.
+    pub(crate) expiry: Option<Expiry>,
+}
+
+/// The time that a rule gives.
+pub(crate) struct Expiry {
+    timer: Pin<Box<Sleep>>,
+    reason: Reason,
+}
+
+impl Expiry {
+    /// The end of what `reason` is about.
+    pub(crate) fn new(at: Instant, reason: Reason) -> Self {
+        Self { timer: Box::pin(tokio::time::sleep_until(at.into())), reason }
+    }
+}
+
+/// Why a response ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResponseBodyError {
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    #[error("response took longer than it may: {}", .0.word())]
+    Expired(Reason),
 }
 
 /// What a response comes on.
@@ -337,6 +362,20 @@ pub(crate) enum Carrier {
     Http2(#[expect(dead_code, reason = "held for its place on the connection")] Stream),
 }
 
+impl Record {
+    /// How a response ends that has begun and may not go on. HTTP/1 and HTTP/2 have no other word for it than a reset; gRPC has.
+    fn expired(&mut self, reason: Reason) -> Result<Frame<Bytes>, ResponseBodyError> {
+        self.link.worker.metrics.expired(reason);
+        if self.grpc && self.link.is_http2() {
+            let trailers = grpc::trailers(grpc::DEADLINE_EXCEEDED, &format!("weft: {}", reason.word()));
+            self.status = grpc::stands_for(&trailers).or(self.status);
+            return Ok(Frame::trailers(trailers));
+        }
+        self.link.response_broke();
+        Err(ResponseBodyError::Expired(reason))
+    }
+}
+
 impl ResponseBody {
     pub(crate) fn new(source: Source, record: Record) -> Self {
         Self { source, record }
@@ -345,11 +384,19 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ResponseBodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Self { source, record } = self.get_mut();
         record.meter.held.set(false);
+        if let Source::Upstream(Streamed { expiry: Some(expiry), .. }) = source
+            && expiry.timer.as_mut().poll(cx).is_ready()
+        {
+            let reason = expiry.reason;
+            // Lets go of the endpoint, which hears of it by the end of its stream or connection.
+            *source = Source::Local(Bytes::new());
+            return Poll::Ready(Some(record.expired(reason)));
+        }
         match source {
             Source::Local(bytes) if bytes.is_empty() => Poll::Ready(None),
             Source::Local(bytes) => {
@@ -379,7 +426,7 @@ impl Body for ResponseBody {
                     }
                     None => streamed.ended = true,
                 }
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map_err(ResponseBodyError::from)))
             }
         }
     }

@@ -165,6 +165,28 @@ fn canonical(target: &PathAndQuery) -> Result<PathAndQuery, LocalReply> {
         .map_err(|error| LocalReply::new(Reason::TargetInvalid, format_args!("request target: {error}")))
 }
 
+/// A target with another path, which a rule has made: in the same form as one that came like that. The query stays.
+pub(crate) fn rewritten(path: &str, query: Option<&str>) -> Result<Uri, LocalReply> {
+    let invalid = |why: &dyn std::fmt::Display| {
+        LocalReply::new(Reason::RuleInvalid, format_args!("the path that a rule makes of this request's: {why}"))
+    };
+    if path.contains('?') {
+        return Err(invalid(&"path has a query"));
+    }
+    let path = path::canonical(path).map_err(|why| invalid(&why))?.unwrap_or_else(|| path.to_owned());
+    let whole = match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    if whole.len() > limits::TARGET_BYTES_MAX {
+        return Err(LocalReply::new(
+            Reason::TargetTooLong,
+            format_args!("path and query that a rule makes are longer than {} bytes", limits::TARGET_BYTES_MAX),
+        ));
+    }
+    PathAndQuery::try_from(whole).map(Uri::from).map_err(|error| invalid(&error))
+}
+
 /// One authority, in one form, in `Host`.
 fn authority<B>(request: &mut Request<B>) -> Result<(), LocalReply> {
     let invalid = |why: &str| LocalReply::new(Reason::HostInvalid, why);

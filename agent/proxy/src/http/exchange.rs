@@ -1,6 +1,6 @@
 //! One request and its response: checked, routed, sent to an endpoint, answered. A request sees one plan from start to end.
 
-use std::{convert::Infallible, rc::Rc, sync::Arc};
+use std::{convert::Infallible, rc::Rc};
 
 use bytes::Bytes;
 use http::{
@@ -11,8 +11,8 @@ use hyper::body::Incoming;
 use weft_policy::{
     endpoints::Endpoint,
     matcher::RequestHead,
-    plan::{AppProtocol, Destination, OutboundPlan},
-    rule::{Action, Refusal, Rule},
+    plan::{AppProtocol, Destination, OutboundPlan, Routed},
+    rule::{Action, Rule},
     split::Split,
 };
 
@@ -22,7 +22,7 @@ use crate::{
         body::{ResponseBody, Source},
         canonical, grpc, hop,
         link::{Link, Record},
-        marks,
+        marks, rules,
         scan::Fault,
         upgrade, upstream,
     },
@@ -120,12 +120,18 @@ async fn forward(
                 format_args!("nothing stands behind {} any more", link.flow.destination),
             ));
         }
-        Some(Destination::Service(plan)) => route(link, plan, &outgoing.parts, record)?,
+        Some(Destination::Service(plan)) => match route(link, plan, &outgoing.parts, record)? {
+            Way::Straight(choice) => choice,
+            Way::Ruled(routed) => return Box::pin(rules::carry(plan, routed, outgoing, record)).await,
+        },
         Some(Destination::Pod(pod)) => {
             let port = link.flow.destination.port();
             let host = outgoing.parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
             if let Some(plan) = pod.headless(port, host) {
-                route(link, plan, &outgoing.parts, record)?
+                match route(link, plan, &outgoing.parts, record)? {
+                    Way::Straight(choice) => choice,
+                    Way::Ruled(routed) => return Box::pin(rules::carry(plan, routed, outgoing, record)).await,
+                }
             } else {
                 link.early_backend(0);
                 load = link.direct(Endpoint {
@@ -177,33 +183,47 @@ fn prepare(
     })
 }
 
-/// Where a plan sends a request.
+/// What a plan makes of a request.
+enum Way<'plan> {
+    /// It goes to this backend, as it is.
+    Straight(Choice<'plan>),
+    /// There is more to do about it.
+    Ruled(Routed<'plan>),
+}
+
 fn route<'plan>(
     link: &Link,
     plan: &'plan OutboundPlan,
     parts: &request::Parts,
     record: &mut Record,
-) -> Result<Choice<'plan>, LocalReply> {
+) -> Result<Way<'plan>, LocalReply> {
     let head = RequestHead {
         method: &parts.method,
         path: parts.uri.path(),
         query: parts.uri.query(),
         headers: &parts.headers,
     };
-    let rule = plan.table(&link.pod.pod.namespace).route(&head).rule;
-    let split: &Arc<Split> = match &rule.action {
-        Action::Forward(split) => split,
-        Action::Redirect(_) => {
-            return Err(refused(plan, rule, Reason::RuleInvalid, "redirects are not carried out", record));
+    let routed = plan.table(&link.pod.pod.namespace).route(&head);
+    let rule = routed.rule;
+    match &rule.action {
+        // What backends do to their fields is known before one is chosen: each choice counts.
+        Action::Forward(split)
+            if rule.only_chooses() && split.backends.iter().all(|backend| backend.headers.is_none()) =>
+        {
+            choose(link, plan, rule, split, record).map(Way::Straight)
         }
-        Action::Refuse(refusal) => {
-            let reason = match refusal {
-                Refusal::NoRoute => Reason::NoRoute,
-                Refusal::Invalid(_) => Reason::RuleInvalid,
-            };
-            return Err(refused(plan, rule, reason, refusal, record));
-        }
-    };
+        _ => Ok(Way::Ruled(routed)),
+    }
+}
+
+/// The backend of a split that is next.
+pub(crate) fn choose<'plan>(
+    link: &Link,
+    plan: &'plan OutboundPlan,
+    rule: &Rule,
+    split: &'plan Split,
+    record: &mut Record,
+) -> Result<Choice<'plan>, LocalReply> {
     // What was dialled early was counted already.
     let again = link.early_backend(split.id()).and_then(|index| choose::again(split, index, plan.balance));
     let choice = again.map_or_else(|| choose::split(&link.worker, split, plan.balance), Ok);
@@ -220,7 +240,7 @@ fn route<'plan>(
 }
 
 /// The answer of a rule that sends requests nowhere.
-fn refused(
+pub(crate) fn refused(
     plan: &OutboundPlan,
     rule: &Rule,
     reason: Reason,

@@ -15,8 +15,11 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
+/// That a call took longer than it may (grpc/doc/statuscodes.md).
+pub(crate) const DEADLINE_EXCEEDED: u16 = 4;
+
 /// The gRPC status for an answer of the mesh (grpc/doc/http-grpc-status-mapping.md).
-fn status_for(status: StatusCode) -> u8 {
+pub(crate) fn status_for(status: StatusCode) -> u16 {
     match status.as_u16() {
         400 | 417 | 431 => 13,
         401 => 16,
@@ -41,14 +44,24 @@ pub(crate) fn stands_for(fields: &HeaderMap) -> Option<StatusCode> {
 }
 
 /// Makes an answer of the mesh one of gRPC: a trailers-only response, which has no body.
-pub(crate) fn answer(response: &mut Response<()>, detail: &str) {
-    let status = status_for(response.status());
+pub(crate) fn answer(response: &mut Response<()>, status: u16, detail: &str) {
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
+    say(headers, status, detail);
+}
+
+/// Trailers that end a response which has begun.
+pub(crate) fn trailers(status: u16, detail: &str) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    say(&mut trailers, status, detail);
+    trailers
+}
+
+fn say(fields: &mut HeaderMap, status: u16, detail: &str) {
+    fields.insert(GRPC_STATUS, HeaderValue::from(status));
     if let Ok(message) = HeaderValue::from_str(&percent_encoded(detail)) {
-        headers.insert(GRPC_MESSAGE, message);
+        fields.insert(GRPC_MESSAGE, message);
     }
 }
 
@@ -89,11 +102,15 @@ mod tests {
     fn every_reason_has_a_grpc_status() {
         use crate::reply::Reason;
         for reason in Reason::ALL {
+            if matches!(reason, Reason::Redirect | Reason::CorsPreflight) {
+                // Answers of HTTP to whoever asks.
+                continue;
+            }
             let expect = match reason.status().as_u16() {
                 400 | 417 | 431 => 13,
                 403 => 7,
                 404 | 501 => 12,
-                502 | 503 => 14,
+                502..=504 => 14,
                 // A head that is too slow or too long has no call to answer.
                 408 | 414 => 2,
                 500 => 2,

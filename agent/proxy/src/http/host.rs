@@ -55,7 +55,7 @@ pub(crate) fn is_same(one: &str, other: &str) -> bool {
 }
 
 /// Host and port; the colons of an IPv6 address are no port's.
-fn split(authority: &str) -> (&str, Option<&str>) {
+pub(crate) fn split(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (authority, None),

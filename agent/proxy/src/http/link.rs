@@ -209,7 +209,7 @@ pub(crate) struct Record {
     pub(crate) meter: Rc<Meter>,
     /// What another agent's request becomes if the application switches protocols.
     pub(crate) asked: Option<OnUpgrade>,
-    started: Instant,
+    pub(crate) started: Instant,
     request_bytes_before: u64,
     pub(crate) response_bytes: u64,
 }

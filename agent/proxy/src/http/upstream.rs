@@ -570,7 +570,10 @@ fn answer1(
         translate::response_to_http2(&mut parts.headers);
     }
     let upstream = Carrier::Http1(if framed_twice { None } else { Some(upstream) });
-    Ok((parts, Source::Upstream(Streamed { body, upstream, unwanted, _in_flight: in_flight, ended: false })))
+    Ok((
+        parts,
+        Source::Upstream(Streamed { body, upstream, unwanted, _in_flight: in_flight, ended: false, expiry: None }),
+    ))
 }
 
 fn answer2(
@@ -603,7 +606,17 @@ fn answer2(
     })?;
     parts.extensions.clear();
     let upstream = Carrier::Http2(stream);
-    Ok((parts, Source::Upstream(Streamed { body, upstream, unwanted: None, _in_flight: in_flight, ended: false })))
+    Ok((
+        parts,
+        Source::Upstream(Streamed {
+            body,
+            upstream,
+            unwanted: None,
+            _in_flight: in_flight,
+            ended: false,
+            expiry: None,
+        }),
+    ))
 }
 
 /// Leaves one framing in a response, the one that hyper read it by. Tells whether there were two.

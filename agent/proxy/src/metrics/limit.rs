@@ -36,10 +36,12 @@ pub(crate) enum Limit {
     H2UpstreamStreams,
     H2Refused,
     TargetBytes,
+    RequestTimeout,
+    BackendTimeout,
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 33] = [
+    pub(super) const ALL: [Self; 35] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -73,6 +75,8 @@ impl Limit {
         Self::H2UpstreamStreams,
         Self::H2Refused,
         Self::TargetBytes,
+        Self::RequestTimeout,
+        Self::BackendTimeout,
     ];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -110,6 +114,8 @@ impl Limit {
             Self::H2UpstreamStreams => "h2_upstream_streams",
             Self::H2Refused => "h2_refused",
             Self::TargetBytes => "target_bytes",
+            Self::RequestTimeout => "request_timeout",
+            Self::BackendTimeout => "backend_timeout",
         }
     }
 }

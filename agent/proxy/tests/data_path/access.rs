@@ -31,7 +31,12 @@ fn web() -> WorkloadId {
 }
 
 /// Endpoints with a pod behind them that is captured.
-fn captured(mesh: &Mesh, workload: &WorkloadId, protocol: AppProtocol, address: SocketAddr) -> Arc<EndpointCell> {
+pub(crate) fn captured(
+    mesh: &Mesh,
+    workload: &WorkloadId,
+    protocol: AppProtocol,
+    address: SocketAddr,
+) -> Arc<EndpointCell> {
     mesh.capture.captured.lock().unwrap().insert(workload.clone());
     let mut ready = endpoint(address);
     ready.workload = Some(workload.clone());
@@ -56,7 +61,7 @@ fn target(name: &str) -> ObjectRef {
 }
 
 /// A TrafficTarget for the client's service account: (path, methods) of its requests; none for whatever is said.
-fn grant(name: &str, requests: Option<&[(&str, &[&str])]>) -> Grant {
+pub(crate) fn grant(name: &str, requests: Option<&[(&str, &[&str])]>) -> Grant {
     let requests = requests.map(|requests| {
         let matches: Vec<_> = requests
             .iter()
@@ -78,7 +83,7 @@ fn grant(name: &str, requests: Option<&[(&str, &[&str])]>) -> Grant {
     }
 }
 
-fn granting(grants: Vec<Grant>) -> InboundPlan {
+pub(crate) fn granting(grants: Vec<Grant>) -> InboundPlan {
     InboundPlan { selected_by: Arc::new([target("selects")]), grants: grants.into(), ..InboundPlan::default() }
 }
 

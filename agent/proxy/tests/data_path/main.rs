@@ -24,6 +24,7 @@ mod peers2;
 mod raw;
 mod requests;
 mod routing;
+mod rules;
 mod streaming;
 mod tls;
 mod translation;
