@@ -15,7 +15,7 @@ pub enum Severity {
 }
 
 /// Every [`Diagnostic::code`], in alphabetical order.
-pub const CODES: [&str; 29] = [
+pub const CODES: [&str; 30] = [
     "AddressConflict",
     "BackendIsRoot",
     "BackendNotFound",
@@ -36,6 +36,7 @@ pub const CODES: [&str; 29] = [
     "RouteGroupNotFound",
     "RouteNotFound",
     "SpiffeNotProven",
+    "TargetNotFound",
     "TooManyMatches",
     "TooManySplits",
     "TooManyTargets",

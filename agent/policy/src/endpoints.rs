@@ -13,7 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use serde::Serialize;
 
-use crate::{names::WorkloadId, plan::AppProtocol};
+use crate::{backend_policy::BackendPolicy, names::WorkloadId, plan::AppProtocol};
 
 /// One address that serves a Service port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -35,6 +35,8 @@ pub struct EndpointSet {
     pub draining: Box<[Endpoint]>,
     /// What the port speaks: backends of one split may differ, and each gets requests in its own protocol.
     pub protocol: AppProtocol,
+    /// How they are used.
+    pub policy: Arc<BackendPolicy>,
 }
 
 impl EndpointSet {

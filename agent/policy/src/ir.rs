@@ -10,7 +10,7 @@ use crate::{
     inbound::Stance,
     names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     peer::Peer,
-    plan::{AppProtocol, Balance},
+    plan::AppProtocol,
     rule::{BackendHeaders, RuleIr},
 };
 
@@ -25,8 +25,6 @@ pub struct ServiceIr {
     pub addresses: Vec<IpAddr>,
     /// `clusterIP: None`.
     pub headless: bool,
-    /// How endpoints are chosen.
-    pub balance: Balance,
     /// TCP ports, ascending.
     pub ports: Vec<ServicePortIr>,
     /// In order of precedence; those without matches come after those with.

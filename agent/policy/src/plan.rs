@@ -52,17 +52,6 @@ impl AppProtocol {
     }
 }
 
-/// How an endpoint is chosen within a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Balance {
-    /// The less loaded of two random endpoints (Mitzenmacher 2001, "The Power of Two Choices").
-    #[default]
-    LeastRequest,
-    /// Each in turn, per worker.
-    RoundRobin,
-}
-
 /// All there is to know about connections to one Service port. Immutable; shared between snapshots while its Service does not change.
 #[derive(Debug)]
 pub struct OutboundPlan {
@@ -72,8 +61,6 @@ pub struct OutboundPlan {
     pub port: u16,
     /// What it speaks.
     pub protocol: AppProtocol,
-    /// How endpoints are chosen.
-    pub balance: Balance,
     /// What happens to requests.
     pub routes: RouteTable,
     /// What happens to those of clients in single namespaces instead.

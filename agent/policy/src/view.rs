@@ -10,10 +10,11 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    backend_policy::BackendPolicy,
     inbound::{InboundPlan, Mtls, Stance},
     names::{ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
     peer::Peer,
-    plan::{AppProtocol, Balance, OutboundPlan, PodPlan, RouteTable},
+    plan::{AppProtocol, OutboundPlan, PodPlan, RouteTable},
     rule::{ActionIr, BackendHeaders, Filters, Rule},
     snapshot::Snapshot,
     split::{Backend, Split},
@@ -155,8 +156,6 @@ pub struct PlanView {
     pub port: u16,
     /// What it speaks.
     pub protocol: AppProtocol,
-    /// How endpoints are chosen.
-    pub balance: Balance,
     /// Rules in order of precedence.
     pub rules: Vec<RuleView>,
     /// Where connections go that weft does not look into.
@@ -205,6 +204,8 @@ pub struct BackendView {
     pub invalid: Option<Arc<str>>,
     /// What is changed in the fields of its share only.
     pub headers: Option<Arc<BackendHeaders>>,
+    /// How its endpoints are used.
+    pub policy: Arc<BackendPolicy>,
 }
 
 /// The plan of one pod address.
@@ -285,7 +286,6 @@ impl OutboundPlan {
             service: self.service.clone(),
             port: self.port,
             protocol: self.protocol,
-            balance: self.balance,
             rules: rules.collect(),
             connection: self.connection.shares().map(|(backend, share)| BackendView::new(backend, share)).collect(),
         }
@@ -304,6 +304,7 @@ impl BackendView {
             draining: set.draining.iter().map(|endpoint| endpoint.address).collect(),
             invalid: backend.invalid.clone(),
             headers: backend.headers.clone(),
+            policy: Arc::clone(&set.policy),
         }
     }
 }

@@ -12,7 +12,7 @@ use weft_policy::{
     ir::{BackendIr, IrDelta, MatchIr, PathIr, RouteIr, ServiceIr, ServicePortIr, ValueIr},
     matcher::RequestHead,
     names::{ObjectRef, ServiceKey},
-    plan::{AppProtocol, Balance, Destination},
+    plan::{AppProtocol, Destination},
     snapshot::{PlanHandle, SnapshotCell},
     split::SplitState,
 };
@@ -49,7 +49,6 @@ fn delta(routes: Vec<RouteIr>) -> IrDelta {
         key: key("web"),
         addresses: vec!["10.96.0.1".parse().unwrap()],
         headless: false,
-        balance: Balance::LeastRequest,
         ports: vec![ServicePortIr { port: 80, name: "http".into(), protocol: AppProtocol::Http }],
         routes,
     };

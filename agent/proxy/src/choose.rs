@@ -4,12 +4,12 @@ use std::{net::SocketAddr, ptr, rc::Rc, sync::Arc};
 
 use weft_policy::{
     endpoints::EndpointCell,
-    plan::{AppProtocol, Balance},
+    plan::AppProtocol,
     split::{Backend, NoBackend, Split},
 };
 
 use crate::{
-    balance::EndpointLoad,
+    balance::{Asker, EndpointLoad},
     dial::DialError,
     reply::{LocalReply, Reason},
     worker::Worker,
@@ -26,8 +26,6 @@ pub(crate) enum Choice<'plan> {
         backend: &'plan Backend,
         /// Its place in the split.
         index: usize,
-        /// How its endpoints are chosen.
-        balance: Balance,
     },
     /// One address, and no other.
     Pod {
@@ -39,18 +37,18 @@ pub(crate) enum Choice<'plan> {
 }
 
 /// Chooses a backend of a split.
-pub(crate) fn split<'plan>(worker: &Worker, split: &'plan Split, balance: Balance) -> Result<Choice<'plan>, NoBackend> {
+pub(crate) fn split<'plan>(worker: &Worker, split: &'plan Split) -> Result<Choice<'plan>, NoBackend> {
     let (backend, skipped) = worker.balancer.borrow_mut().backend(split)?;
     let index = split.backends.iter().position(|other| ptr::eq(other, backend)).unwrap_or_default();
     if skipped {
         worker.metrics.split_skipped.inc();
     }
-    Ok(Choice::Backend { split, backend, index, balance })
+    Ok(Choice::Backend { split, backend, index })
 }
 
 /// The choice that was made in a split before, by its place; `None` if there is no such backend.
-pub(crate) fn again(split: &Split, index: usize, balance: Balance) -> Option<Choice<'_>> {
-    split.backends.get(index).map(|backend| Choice::Backend { split, backend, index, balance })
+pub(crate) fn again(split: &Split, index: usize) -> Option<Choice<'_>> {
+    split.backends.get(index).map(|backend| Choice::Backend { split, backend, index })
 }
 
 /// The answer where a split has no backend.
@@ -107,17 +105,10 @@ impl<'plan> Choice<'plan> {
         self.backend().map(|backend| &backend.endpoints)
     }
 
-    /// The next endpoint to try, for a connection that was meant for `destination`.
-    pub(crate) fn next(
-        &self,
-        worker: &Worker,
-        destination: SocketAddr,
-        tried: &[SocketAddr],
-    ) -> Option<Rc<EndpointLoad>> {
+    /// The next endpoint to try.
+    pub(crate) fn next(&self, worker: &Worker, asker: &Asker<'_>, tried: &[SocketAddr]) -> Option<Rc<EndpointLoad>> {
         match self {
-            Self::Backend { backend, balance, .. } => {
-                worker.balancer.borrow_mut().endpoint(&backend.endpoints, *balance, destination.ip(), tried)
-            }
+            Self::Backend { backend, .. } => worker.balancer.borrow_mut().endpoint(&backend.endpoints, asker, tried),
             Self::Pod { load, .. } => tried.is_empty().then(|| Rc::clone(load)),
         }
     }

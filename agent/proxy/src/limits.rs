@@ -156,6 +156,12 @@ pub const POOL_IDLE_PER_KEY_MAX: usize = 1024;
 /// Pooled connections that may turn out closed for one request before a new one is dialled.
 pub const POOL_STALE_MAX: usize = 3;
 
+/// Points of one endpoint on a hash ring: shares then differ by about a twelfth (ketama: 160).
+pub const RING_POINTS_EACH: usize = 160;
+/// Points of all endpoints of one ring, 1.5 MiB: each of very many endpoints has fewer.
+pub const RING_POINTS_MAX: usize = 100_000;
+/// How long the latency that was seen of an endpoint counts until a third of it is left (Finagle, linkerd2-proxy: 10 s).
+pub const EWMA_DECAY: Duration = Duration::from_secs(10);
 /// How long a worker remembers its progress through a split or its place in an endpoint set without using it.
 pub const BALANCE_STATE_IDLE: Duration = Duration::from_secs(600);
 /// Label sets of one pod in one worker; more share one set whose destination is `overflow`.

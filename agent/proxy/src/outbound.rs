@@ -18,7 +18,7 @@ use weft_policy::{
 
 use crate::{
     access::{Admitted, Asks, Passage},
-    balance::EndpointLoad,
+    balance::{Asker, EndpointLoad},
     choose::{self, Choice},
     detect::{self, Detected, Unasked},
     dial,
@@ -453,8 +453,7 @@ impl Way<'_> {
         match self.destination {
             Some(Destination::Service(plan)) => {
                 let split = plan.route_connection();
-                let choice =
-                    choose::split(worker, split, plan.balance).map_err(|none| choose::no_backend(split, none))?;
+                let choice = choose::split(worker, split).map_err(|none| choose::no_backend(split, none))?;
                 self.first(choice, asks).await
             }
             Some(Destination::Pod(plan)) => {
@@ -471,7 +470,8 @@ impl Way<'_> {
         let Self { worker, pod, flow, .. } = *self;
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut failure = None;
-        while let Some(load) = choice.next(worker, flow.destination, &tried) {
+        let asker = Asker { source: flow.peer.ip(), destination: flow.destination.ip(), head: None };
+        while let Some(load) = choice.next(worker, &asker, &tried) {
             let endpoint = &load.endpoint;
             let admitted = worker.admit(&pod.pod, endpoint, asks).map_err(LocalReply::denied)?;
             let transport = match admitted {
@@ -495,6 +495,7 @@ impl Way<'_> {
                     return Ok(Early { split, index, load, in_flight, line, admitted });
                 }
                 Err(error) => {
+                    in_flight.failed();
                     tried.push(endpoint.address);
                     let last = !error.retryable() || tried.len() >= limits::CONNECT_TRIES_MAX;
                     failure = Some(error);

@@ -114,7 +114,6 @@ impl<'a> Build<'a> {
             service: service.key.clone(),
             port: port.port,
             protocol: port.protocol,
-            balance: service.balance,
             routes,
             consumers: consumers.collect(),
             connection,
@@ -257,7 +256,6 @@ fn same_table(a: &RouteTable, b: &RouteTable) -> bool {
 
 fn same_plan(a: &OutboundPlan, b: &OutboundPlan) -> bool {
     a.protocol == b.protocol
-        && a.balance == b.balance
         && Arc::ptr_eq(&a.connection, &b.connection)
         && same_table(&a.routes, &b.routes)
         && a.consumers.len() == b.consumers.len()

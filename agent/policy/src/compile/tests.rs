@@ -8,7 +8,7 @@ use crate::{
     ir::{BackendIr, FailMode, MatchIr, PathIr, RouteIr, ServicePortIr, ValueIr, WorkloadState},
     matcher::RequestHead,
     names::ObjectRef,
-    plan::{AppProtocol, Balance, Destination},
+    plan::{AppProtocol, Destination},
     rule::{Action, ActionIr, Refusal, RuleIr},
     split::{NoBackend, SplitState},
 };
@@ -25,7 +25,6 @@ fn service(name: &str, ip: Option<&str>) -> ServiceIr {
         key: key(name),
         addresses: ip.iter().map(|ip| ip.parse().unwrap()).collect(),
         headless: ip.is_none(),
-        balance: Balance::LeastRequest,
         ports: vec![port(80, AppProtocol::Http)],
         routes: vec![],
     }

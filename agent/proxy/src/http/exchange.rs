@@ -225,8 +225,8 @@ pub(crate) fn choose<'plan>(
     record: &mut Record,
 ) -> Result<Choice<'plan>, LocalReply> {
     // What was dialled early was counted already.
-    let again = link.early_backend(split.id()).and_then(|index| choose::again(split, index, plan.balance));
-    let choice = again.map_or_else(|| choose::split(&link.worker, split, plan.balance), Ok);
+    let again = link.early_backend(split.id()).and_then(|index| choose::again(split, index));
+    let choice = again.map_or_else(|| choose::split(&link.worker, split), Ok);
     let choice = choice.map_err(|none| {
         record.service = Some(plan.service.clone());
         choose::no_backend(split, none)

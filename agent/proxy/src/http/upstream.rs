@@ -20,7 +20,7 @@ use weft_policy::{
 
 use crate::{
     access::{Asked, Asks, Passage},
-    balance::{EndpointLoad, InFlight},
+    balance::{Asker, EndpointLoad, InFlight},
     choose::Choice,
     dial::{DialError, Dialled},
     early::Early,
@@ -71,7 +71,7 @@ pub(crate) async fn send(
     }
     let mut tries = Tries::default();
     loop {
-        let (load, in_flight, early) = next(link, &choice, &tries, link.take_early())?;
+        let (load, in_flight, early) = next(link, &choice, &tries, unsent.head(), link.take_early())?;
         let transport = match authorize(link, &load.endpoint, unsent.head())? {
             Some(transport) => transport,
             None => link.worker.transport(&link.pod.pod, &load.endpoint, choice.namespace()).await?,
@@ -177,12 +177,27 @@ struct Tries {
 type Next = (Rc<EndpointLoad>, InFlight, Option<(Dialled, bool)>);
 
 /// The endpoint to try next: the one that was dialled early, with its connection; or another one.
-fn next(link: &Link, choice: &Choice<'_>, tries: &Tries, early: Option<Early>) -> Result<Next, LocalReply> {
-    let wanted = |load: &EndpointLoad| choice.cell().is_none_or(|cell| cell.load().ready.contains(&load.endpoint));
+fn next(
+    link: &Link,
+    choice: &Choice<'_>,
+    tries: &Tries,
+    head: RequestHead<'_>,
+    early: Option<Early>,
+) -> Result<Next, LocalReply> {
+    let asker = Asker { source: link.flow.peer.ip(), destination: link.flow.destination.ip(), head: Some(head) };
+    let wanted = |load: &EndpointLoad| {
+        let Some(cell) = choice.cell() else { return true };
+        let set = cell.load();
+        // What was dialled early was chosen without the request.
+        let may_differ = set.policy.looks_at_requests();
+        set.ready.contains(&load.endpoint)
+            && (!may_differ
+                || choice.next(&link.worker, &asker, &[]).is_some_and(|next| next.endpoint == load.endpoint))
+    };
     if let Some(Early { load, in_flight, line, .. }) = early.filter(|early| wanted(&early.load)) {
         return Ok((load, in_flight, line.unsaid()));
     }
-    let next = choice.next(&link.worker, link.flow.destination, &tries.tried);
+    let next = choice.next(&link.worker, &asker, &tries.tried);
     let load = next.ok_or_else(|| choice.exhausted(tries.failure.as_deref()))?;
     let in_flight = load.begin();
     Ok((load, in_flight, None))
@@ -236,6 +251,7 @@ async fn attempt1(
     let (mut upstream, pooled) = match take(link, target, dialled, tries.stale).await {
         Ok(found) => found,
         Err(error) => {
+            in_flight.failed();
             tries.failed(link, target, Rc::new(error))?;
             return Ok(None);
         }
@@ -246,7 +262,10 @@ async fn attempt1(
     let asked = unsent.upgrade.then(|| Asked::keep(&request));
     upstream.set_upgrading(unsent.upgrade);
     match upstream.send(request).await {
-        Ok(response) => answer1(record, response, upstream, in_flight, asked, gate).map(Some),
+        Ok(response) => {
+            in_flight.answered();
+            answer1(record, response, upstream, in_flight, asked, gate).map(Some)
+        }
         Err(mut error) => match error.take_message() {
             // Not a byte of it was sent.
             Some(request) => {
@@ -260,7 +279,10 @@ async fn attempt1(
                 (unsent.parts, unsent.body) = (parts, Content::Made(body, gate));
                 Ok(None)
             }
-            None => Err(broken(target.endpoint, &error.into_error())),
+            None => {
+                in_flight.failed();
+                Err(broken(target.endpoint, &error.into_error()))
+            }
         },
     }
 }
@@ -340,6 +362,7 @@ async fn attempt2(
         Ok(stream) => stream,
         Err(Failed::Reply(reply)) => return Err(reply),
         Err(Failed::Dial(error)) => {
+            in_flight.failed();
             tries.failed(link, target, error)?;
             return Ok(None);
         }
@@ -372,6 +395,7 @@ async fn attempt2(
     }
     match stream.send(Request::from_parts(parts, body)).await {
         Ok(response) => {
+            in_flight.answered();
             if let Some(loan) = &loan {
                 loan.forget();
             }
@@ -384,6 +408,7 @@ async fn attempt2(
                 if again {
                     link.worker.metrics.reached(Limit::H2Refused);
                 }
+                in_flight.failed();
                 return Err(broken(target.endpoint, error.error()));
             }
             unsent.body = loan.map_or(Content::None, Content::Lent);

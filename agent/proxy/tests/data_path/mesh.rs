@@ -17,11 +17,12 @@ use tokio::{
 };
 use weft_identity::Credentials;
 use weft_policy::{
+    backend_policy::{BackendPolicy, Balance},
     endpoints::{Endpoint, EndpointCell, EndpointSet},
     inbound::InboundPlan,
     matcher::RouteMatcher,
     names::{Generation, ObjectRef, ServiceAccountKey, ServiceKey, WorkloadId},
-    plan::{AppProtocol, Balance, OutboundPlan, PodPlan, RouteTable},
+    plan::{AppProtocol, OutboundPlan, PodPlan, RouteTable},
     rule::{Action, Rule, RuleIr},
     snapshot::{Snapshot, SnapshotCell},
     split::{Backend, Split},
@@ -169,7 +170,8 @@ pub(crate) fn cell(addresses: &[SocketAddr]) -> Arc<EndpointCell> {
 pub(crate) fn speaking(protocol: AppProtocol, addresses: &[SocketAddr]) -> Arc<EndpointCell> {
     let mut ready: Vec<_> = addresses.iter().copied().map(endpoint).collect();
     ready.sort();
-    Arc::new(EndpointCell::new(EndpointSet { ready: ready.into(), protocol, ..EndpointSet::default() }))
+    let policy = BackendPolicy::shared(Balance::RoundRobin);
+    Arc::new(EndpointCell::new(EndpointSet { ready: ready.into(), protocol, policy, ..EndpointSet::default() }))
 }
 
 pub(crate) fn split(name: &str, backends: &[(&str, u64, &Arc<EndpointCell>)]) -> Arc<Split> {
@@ -184,7 +186,6 @@ pub(crate) fn plan(protocol: AppProtocol, otherwise: Arc<Split>) -> Arc<Outbound
         service: ServiceKey::new("shop", "web"),
         port: 80,
         protocol,
-        balance: Balance::RoundRobin,
         routes: RouteTable { matcher: RouteMatcher::default(), matched: Box::default(), otherwise: rule(&otherwise) },
         consumers: Box::default(),
         connection: otherwise,

@@ -65,7 +65,6 @@ pub(crate) fn ruled(
         service: straight.service.clone(),
         port: straight.port,
         protocol,
-        balance: straight.balance,
         routes,
         consumers: Box::default(),
         connection: Arc::clone(to),
