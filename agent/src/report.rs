@@ -250,7 +250,10 @@ pub fn services(services: &[Service]) -> String {
                 &detected(&port.detected),
                 &port.ready.to_string(),
                 &port.draining.to_string(),
-                &service.balance,
+                &match &port.policy {
+                    Some(policy) => format!("{} ({policy})", port.balance),
+                    None => port.balance.clone(),
+                },
                 &service.routes.to_string(),
             ]);
         }

@@ -135,7 +135,7 @@ fn one_agent_writes_only_what_is_news_and_the_next_one_writes_when_it_is_gone() 
 }
 
 /// One of each kind with a field that there is not.
-const BAD: [(&str, &str, &str, &str); 6] = [
+const BAD: [(&str, &str, &str, &str); 8] = [
     (
         "split.smi-spec.io/v1alpha4",
         "TrafficSplit",
@@ -158,6 +158,8 @@ const BAD: [(&str, &str, &str, &str); 6] = [
         "destination: {kind: ServiceAccount, name: none, namespace: shop}, \
          sources: [{kind: ServiceAccount, name: client, namespace: shop}], rules: [{kind: TCPRoute, name: all}]",
     ),
+    ("weft.dev/v1alpha1", "BackendPolicy", "backendpolicies", "targetRefs: [{kind: Service, name: web}]"),
+    ("weft.dev/v1alpha1", "FaultInjection", "faultinjections", "abort: {reset: true}"),
 ];
 
 #[test]

@@ -50,13 +50,15 @@ struct Column {
 }
 
 /// Every kind that weft brings a CustomResourceDefinition for.
-pub const DEFINITIONS: [&Definition; 7] = [
+pub const DEFINITIONS: [&Definition; 9] = [
     &access::TRAFFIC_TARGET,
     &access::IDENTITY_BINDING,
     &specs::HTTP_ROUTE_GROUP,
     &specs::TCP_ROUTE,
     &specs::UDP_ROUTE,
     &split::TRAFFIC_SPLIT,
+    &weft::BACKEND_POLICY,
+    &weft::FAULT_INJECTION,
     &weft::NODE_WORKLOADS,
 ];
 

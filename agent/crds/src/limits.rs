@@ -1,5 +1,7 @@
 //! Named maxima of what is read.
 
+use std::time::Duration;
+
 /// Most pods of one NodeWorkloads object: a watch carries whole objects, and each change of one pod costs every agent this many.
 pub const NODE_SHARD_PODS_MAX: usize = 16;
 /// Shards of one node are numbered below this. Ten times as many pods as a large node has (kubelet's default is 110).
@@ -8,6 +10,16 @@ pub const NODE_SHARDS_MAX: u16 = 128;
 pub const POD_IPS_MAX: usize = 8;
 /// Longest UID of a pod, in bytes. Those that Kubernetes makes have 36; a directory's may be `namespace/name`.
 pub const UID_BYTES_MAX: usize = 320;
+/// Most targets of one object that is attached to others (Gateway API: 16).
+pub const TARGETS_MAX: usize = 16;
+/// Most keys that a balancer hashes by: each is looked for until one is found.
+pub const HASH_KEYS_MAX: usize = 8;
+/// Longest slow start.
+pub const SLOW_START_MAX: Duration = Duration::from_secs(3600);
+/// Longest delay of a fault, and most that it may vary: whoever wants a request to hang asks for a reset.
+pub const FAULT_DELAY_MAX: Duration = Duration::from_secs(3600);
+/// Most service accounts of one FaultInjection.
+pub const FAULT_SOURCES_MAX: usize = 64;
 /// How deep Lists may hold Lists.
 pub const LIST_DEPTH_MAX: usize = 4;
 /// Characters of a text that a message repeats: an object may have a megabyte in one field.

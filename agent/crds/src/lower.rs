@@ -18,6 +18,7 @@ use crate::{
 mod access;
 mod endpoints;
 mod peers;
+mod policies;
 mod routes;
 mod services;
 mod workloads;

@@ -11,7 +11,7 @@ use crate::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
         traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
     },
-    weft::node_workloads::NodeWorkloads,
+    weft::{backend_policy::BackendPolicy, fault_injection::FaultInjection, node_workloads::NodeWorkloads},
 };
 
 /// The kinds that weft reads. The API group goes with the kind; the version does not tell objects apart.
@@ -39,11 +39,15 @@ pub enum Kind {
     IdentityBinding,
     /// `weft.dev`
     NodeWorkloads,
+    /// `weft.dev`
+    BackendPolicy,
+    /// `weft.dev`
+    FaultInjection,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -55,6 +59,8 @@ impl Kind {
         Self::TrafficTarget,
         Self::IdentityBinding,
         Self::NodeWorkloads,
+        Self::BackendPolicy,
+        Self::FaultInjection,
     ];
 
     /// As in manifests.
@@ -72,6 +78,8 @@ impl Kind {
             Self::TrafficTarget => "TrafficTarget",
             Self::IdentityBinding => "IdentityBinding",
             Self::NodeWorkloads => "NodeWorkloads",
+            Self::BackendPolicy => "BackendPolicy",
+            Self::FaultInjection => "FaultInjection",
         }
     }
 
@@ -84,7 +92,7 @@ impl Kind {
             Self::TrafficSplit => "split.smi-spec.io",
             Self::HttpRouteGroup | Self::TcpRoute | Self::UdpRoute => "specs.smi-spec.io",
             Self::TrafficTarget | Self::IdentityBinding => "access.smi-spec.io",
-            Self::NodeWorkloads => "weft.dev",
+            Self::NodeWorkloads | Self::BackendPolicy | Self::FaultInjection => "weft.dev",
         }
     }
 
@@ -97,7 +105,7 @@ impl Kind {
                 &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"]
             }
             Self::UdpRoute | Self::IdentityBinding => &["v1alpha4"],
-            Self::NodeWorkloads => &["v1alpha1"],
+            Self::NodeWorkloads | Self::BackendPolicy | Self::FaultInjection => &["v1alpha1"],
         }
     }
 
@@ -110,7 +118,7 @@ impl Kind {
     /// Whether its objects say what people want of the mesh, and so get conditions that say what became of it.
     #[must_use]
     pub fn has_status(self) -> bool {
-        self.group().ends_with(".smi-spec.io")
+        self.group().ends_with(".smi-spec.io") || matches!(self, Self::BackendPolicy | Self::FaultInjection)
     }
 }
 
@@ -174,6 +182,10 @@ pub enum Object {
     IdentityBinding(Arc<IdentityBinding>),
     /// `weft.dev` NodeWorkloads.
     NodeWorkloads(Arc<NodeWorkloads>),
+    /// `weft.dev` BackendPolicy.
+    BackendPolicy(Arc<BackendPolicy>),
+    /// `weft.dev` FaultInjection.
+    FaultInjection(Arc<FaultInjection>),
 }
 
 impl Object {
@@ -192,6 +204,8 @@ impl Object {
             Self::TrafficTarget(_) => Kind::TrafficTarget,
             Self::IdentityBinding(_) => Kind::IdentityBinding,
             Self::NodeWorkloads(_) => Kind::NodeWorkloads,
+            Self::BackendPolicy(_) => Kind::BackendPolicy,
+            Self::FaultInjection(_) => Kind::FaultInjection,
         }
     }
 
@@ -210,6 +224,8 @@ impl Object {
             Self::TrafficTarget(object) => &object.meta,
             Self::IdentityBinding(object) => &object.meta,
             Self::NodeWorkloads(object) => &object.meta,
+            Self::BackendPolicy(object) => &object.meta,
+            Self::FaultInjection(object) => &object.meta,
         }
     }
 

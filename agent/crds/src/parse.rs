@@ -16,7 +16,7 @@ use crate::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
         traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
     },
-    weft::node_workloads::NodeWorkloads,
+    weft::{backend_policy::BackendPolicy, fault_injection::FaultInjection, node_workloads::NodeWorkloads},
 };
 
 mod kinds;
@@ -217,6 +217,14 @@ fn object(kind: Kind, version: &str, document: &Value) -> Result<Object, Problem
         Kind::NodeWorkloads => {
             let workloads = NodeWorkloads::new(object_meta(document)?, document, &mut problems);
             Object::NodeWorkloads(workloads.map_err(one)?.into())
+        }
+        Kind::BackendPolicy => {
+            let policy = BackendPolicy::new(object_meta(document)?, document, &mut problems);
+            Object::BackendPolicy(policy.map_err(one)?.into())
+        }
+        Kind::FaultInjection => {
+            let fault = FaultInjection::new(object_meta(document)?, document, &mut problems);
+            Object::FaultInjection(fault.map_err(one)?.into())
         }
     };
     if problems.is_empty() { Ok(object) } else { Err(problems) }

@@ -26,7 +26,7 @@ use crate::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
         traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
     },
-    weft::node_workloads::NodeWorkloads,
+    weft::{backend_policy::BackendPolicy, fault_injection::FaultInjection, node_workloads::NodeWorkloads},
 };
 
 mod access;
@@ -34,6 +34,7 @@ mod index;
 mod labels;
 mod mentions;
 mod peers;
+mod policies;
 
 use index::Index;
 use mentions::{Mention, mentions};
@@ -100,6 +101,8 @@ pub struct ObjectStore {
     targets: BTreeMap<Name, Arc<TrafficTarget>>,
     bindings: BTreeMap<Name, Arc<IdentityBinding>>,
     node_workloads: BTreeMap<Arc<str>, Arc<NodeWorkloads>>,
+    policies: BTreeMap<Name, Arc<BackendPolicy>>,
+    faults: BTreeMap<Name, Arc<FaultInjection>>,
     index: Index,
     strict_by_default: bool,
 }
@@ -162,6 +165,7 @@ impl ObjectStore {
         dirty.services.extend(self.splits.values().map(|split| split.root_key()));
         dirty.peers.extend(self.index.peers.ids().cloned());
         self.all_access(&mut dirty);
+        self.all_policies(&mut dirty);
         dirty
     }
 
@@ -181,6 +185,8 @@ impl ObjectStore {
             Kind::TrafficTarget => Object::TrafficTarget(self.targets.get(&name)?.clone()),
             Kind::IdentityBinding => Object::IdentityBinding(self.bindings.get(&name)?.clone()),
             Kind::NodeWorkloads => Object::NodeWorkloads(self.node_workloads.get(&key.name)?.clone()),
+            Kind::BackendPolicy => Object::BackendPolicy(self.policies.get(&name)?.clone()),
+            Kind::FaultInjection => Object::FaultInjection(self.faults.get(&name)?.clone()),
         })
     }
 
@@ -199,6 +205,8 @@ impl ObjectStore {
             Kind::TrafficTarget => self.targets.len(),
             Kind::IdentityBinding => self.bindings.len(),
             Kind::NodeWorkloads => self.node_workloads.len(),
+            Kind::BackendPolicy => self.policies.len(),
+            Kind::FaultInjection => self.faults.len(),
         }
     }
 
@@ -218,6 +226,8 @@ impl ObjectStore {
             Object::TrafficTarget(target) => drop(self.targets.insert(name, target.clone())),
             Object::IdentityBinding(binding) => drop(self.bindings.insert(name, binding.clone())),
             Object::NodeWorkloads(workloads) => drop(self.node_workloads.insert(name.1, workloads.clone())),
+            Object::BackendPolicy(policy) => drop(self.policies.insert(name, policy.clone())),
+            Object::FaultInjection(fault) => drop(self.faults.insert(name, fault.clone())),
         }
     }
 
@@ -237,6 +247,8 @@ impl ObjectStore {
             Kind::TrafficTarget => drop(self.targets.remove(&name)),
             Kind::IdentityBinding => drop(self.bindings.remove(&name)),
             Kind::NodeWorkloads => drop(self.node_workloads.remove(&name.1)),
+            Kind::BackendPolicy => drop(self.policies.remove(&name)),
+            Kind::FaultInjection => drop(self.faults.remove(&name)),
         }
     }
 }
@@ -278,6 +290,8 @@ impl ObjectStore {
             Object::TrafficTarget(target) => self.mark_target(target, dirty),
             Object::IdentityBinding(binding) => self.mark_binding(binding, dirty),
             Object::NodeWorkloads(workloads) => self.mark_node_workloads(workloads, dirty),
+            Object::BackendPolicy(policy) => self.mark_policy(policy, dirty),
+            Object::FaultInjection(fault) => Self::mark_fault(fault, dirty),
         }
     }
 

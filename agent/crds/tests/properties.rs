@@ -248,6 +248,35 @@ fn node_workloads() -> impl Strategy<Value = Value> {
     })
 }
 
+fn backend_policy() -> impl Strategy<Value = Value> {
+    let target =
+        (pick(&["web", "v1", "gone"]), prop_oneof![2 => Just(Value::Null), 1 => Just(json!(80)), 1 => Just(json!(99))]);
+    let targets = proptest::collection::btree_map(target.0, target.1, 1..3);
+    let balance = pick(&["Random", "RoundRobin", "Maglev"]);
+    (namespace_name(), name("bp", 3), targets, balance, time()).prop_map(|(namespace, name, targets, balance, time)| {
+        let targets: Vec<Value> = targets
+            .into_iter()
+            .map(|(service, port)| json!({"kind": "Service", "name": service, "port": port}))
+            .collect();
+        json!({"apiVersion": "weft.dev/v1alpha1", "kind": "BackendPolicy",
+               "metadata": {"name": name, "namespace": namespace, "creationTimestamp": time},
+               "spec": {"targetRefs": targets, "loadBalancing": {"type": balance}}})
+    })
+}
+
+fn fault_injection() -> impl Strategy<Value = Value> {
+    let targets = proptest::sample::subsequence(vec!["web", "v1", "gone"], 0..3);
+    (namespace_name(), name("f", 3), targets, 200..600_u16, time()).prop_map(
+        |(namespace, name, targets, status, time)| {
+            let targets: Vec<Value> =
+                targets.into_iter().map(|service| json!({"kind": "Service", "name": service})).collect();
+            json!({"apiVersion": "weft.dev/v1alpha1", "kind": "FaultInjection",
+                   "metadata": {"name": name, "namespace": namespace, "creationTimestamp": time},
+                   "spec": {"targetRefs": targets, "abort": {"httpStatus": status}}})
+        },
+    )
+}
+
 fn document() -> impl Strategy<Value = Value> {
     prop_oneof![
         1 => namespace(),
@@ -260,6 +289,8 @@ fn document() -> impl Strategy<Value = Value> {
         3 => target(),
         1 => binding(),
         3 => node_workloads(),
+        2 => backend_policy(),
+        2 => fault_injection(),
     ]
 }
 

@@ -176,8 +176,6 @@ pub struct Service {
     pub addresses: Vec<String>,
     /// Headless.
     pub headless: bool,
-    /// `least-request` or `round-robin`.
-    pub balance: String,
     /// Ports.
     pub ports: Vec<ServicePort>,
     /// How many objects route its traffic.
@@ -200,6 +198,11 @@ pub struct ServicePort {
     pub ready: usize,
     /// Pods that finish what they have.
     pub draining: usize,
+    /// How endpoints are chosen: `least-request`, `maglev`.
+    pub balance: String,
+    /// The BackendPolicy that says so, if one does.
+    #[serde(default)]
+    pub policy: Option<String>,
 }
 
 /// What some connections to a port turned out to be.

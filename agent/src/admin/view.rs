@@ -8,7 +8,7 @@ use weft_policy::{
     endpoints::servers,
     ir::FailMode,
     names::ObjectRef,
-    plan::{AppProtocol, Balance, OutboundPlan},
+    plan::{AppProtocol, OutboundPlan},
     view::{GrantView, PlanRule},
 };
 use weft_proxy::learnt::{LearntKey, LearntRow};
@@ -220,10 +220,6 @@ pub fn services(shared: &Shared, learnt: &[LearntRow]) -> Vec<api::Service> {
             name: service.key.name.to_string(),
             addresses: service.addresses.iter().map(ToString::to_string).collect(),
             headless: service.headless,
-            balance: match service.balance {
-                Balance::LeastRequest => "least-request".to_owned(),
-                Balance::RoundRobin => "round-robin".to_owned(),
-            },
             ports: service
                 .ports
                 .iter()
@@ -245,6 +241,8 @@ pub fn services(shared: &Shared, learnt: &[LearntRow]) -> Vec<api::Service> {
                             .collect(),
                         ready: endpoints.map_or(0, |set| servers(&set.ready)),
                         draining: endpoints.map_or(0, |set| servers(&set.draining)),
+                        balance: endpoints.map_or_else(String::new, |set| set.policy.balance.as_str().to_owned()),
+                        policy: endpoints.and_then(|set| Some(set.policy.origin.as_ref()?.to_string())),
                     }
                 })
                 .collect(),

@@ -11,7 +11,7 @@ use weft_policy::{
     names::{ServiceKey, WorkloadId},
 };
 
-use super::services;
+use super::{policies, services};
 use crate::{
     core::{
         endpoint_slice::{EndpointSlice, SliceEndpoint},
@@ -49,7 +49,8 @@ pub(super) fn of_port(store: &ObjectStore, key: &ServiceKey, port: u16) -> Optio
             }
         }
     }
-    Some(EndpointSet { protocol: services::protocol(port), ..found.finish() })
+    let policy = policies::of_port(store, service, port);
+    Some(EndpointSet { protocol: services::protocol(port), policy, ..found.finish() })
 }
 
 /// The Service ports that a pod stands behind, ready or not: (Service, Service port, target port), in order.

@@ -1,12 +1,13 @@
 //! One Service: its addresses, its ports and what they speak, and the routes whose root it is.
 
 use weft_policy::{
+    backend_policy::Balance,
     ir::{ServiceIr, ServicePortIr},
     names::ServiceKey,
-    plan::{AppProtocol, Balance},
+    plan::AppProtocol,
 };
 
-use super::{Choice, Findings, choice, routes};
+use super::{Findings, policies, routes};
 use crate::{
     core::service::{Service, ServicePort},
     store::ObjectStore,
@@ -16,6 +17,7 @@ use crate::{
 pub(crate) const BALANCE_ANNOTATION: &str = "weft.dev/load-balancing";
 
 pub(super) fn service(store: &ObjectStore, key: &ServiceKey, findings: &mut Findings) -> Option<ServiceIr> {
+    policies::findings(store, key, findings);
     let Some(service) = store.service(key) else {
         routes::without_root(store, key, findings);
         return None;
@@ -25,27 +27,29 @@ pub(super) fn service(store: &ObjectStore, key: &ServiceKey, findings: &mut Find
         name: port.name.clone(),
         protocol: protocol(port),
     });
+    if let Err(value) = balance(service) {
+        let known = Balance::ALL.map(Balance::as_str).join(", ");
+        let message = format!("{value:?} is none of {known}; {} is used", Balance::default().as_str());
+        let field = format!("metadata.annotations.{BALANCE_ANNOTATION}");
+        findings.warning(&key.object(), "UnknownLoadBalancing", field, message);
+    }
+    let mut routes = routes::of_root(store, service, findings);
+    if let Some(fault) = policies::fault(store, key) {
+        routes = policies::with_fault(routes, service, &fault);
+    }
     Some(ServiceIr {
         key: key.clone(),
         addresses: service.addresses.clone(),
         headless: service.headless,
-        balance: balance(service, findings),
         ports: ports.collect(),
-        routes: routes::of_root(store, service, findings),
+        routes,
     })
 }
 
-fn balance(service: &Service, findings: &mut Findings) -> Balance {
-    match choice(&service.meta.annotations, BALANCE_ANNOTATION, &["least-request", "round-robin"]) {
-        Choice::Known("round-robin") => Balance::RoundRobin,
-        Choice::Absent | Choice::Known(_) => Balance::LeastRequest,
-        Choice::Unknown(value) => {
-            let message = format!("{value:?} is neither least-request nor round-robin; least-request is used");
-            let field = format!("metadata.annotations.{BALANCE_ANNOTATION}");
-            findings.warning(&service.key().object(), "UnknownLoadBalancing", field, message);
-            Balance::LeastRequest
-        }
-    }
+/// How endpoints are chosen where no BackendPolicy says so: what the annotation says, if that is understood.
+pub(super) fn balance(service: &Service) -> Result<Balance, &str> {
+    let Some(word) = service.meta.annotations.get(BALANCE_ANNOTATION) else { return Ok(Balance::default()) };
+    Balance::ALL.into_iter().find(|balance| balance.as_str() == word).ok_or(word)
 }
 
 /// What a port speaks: `appProtocol` if it is one that is known, else what the port's name begins with (`http-web`, `mysql8`), else

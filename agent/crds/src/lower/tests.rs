@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use weft_policy::{
+    backend_policy::Balance,
     endpoints::EndpointSet,
     ir::{FailMode, RouteIr, ServiceIr, WorkloadIr, WorkloadState},
     names::{ServiceKey, WorkloadId},
-    plan::{AppProtocol, Balance},
+    plan::AppProtocol,
 };
 
 use super::*;
@@ -16,6 +17,7 @@ use crate::{parse::parse, store::ObjectEvent};
 mod access;
 mod endpoints;
 mod peers;
+mod policies;
 mod routes;
 mod workloads;
 
@@ -172,17 +174,20 @@ fn addresses_of_a_service_are_all_that_stand_for_it() {
 
 #[test]
 fn load_balancing_is_chosen_by_annotation() {
+    let chosen = |ir: &MeshIr| endpoints_of(ir, "web", 80).policy.balance;
     for (value, expected, warnings) in [
         (json!("round-robin"), Balance::RoundRobin, 0),
         (json!("least-request"), Balance::LeastRequest, 0),
-        (json!("random"), Balance::LeastRequest, 1),
+        (json!("random"), Balance::Random, 0),
+        (json!("maglev"), Balance::Maglev, 0),
+        (json!("fastest"), Balance::LeastRequest, 1),
     ] {
         let ir = lowered(&[with(
             web("web", "10.96.0.1"),
             "metadata.annotations",
             json!({"weft.dev/load-balancing": value}),
         )]);
-        assert_eq!((service_of(&ir, "web").balance, findings(&ir).len()), (expected, warnings), "{value}");
+        assert_eq!((chosen(&ir), findings(&ir).len()), (expected, warnings), "{value}");
     }
-    assert_eq!(service_of(&lowered(&[web("web", "10.96.0.1")]), "web").balance, Balance::LeastRequest);
+    assert_eq!(chosen(&lowered(&[web("web", "10.96.0.1")])), Balance::LeastRequest);
 }

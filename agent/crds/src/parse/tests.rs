@@ -127,9 +127,9 @@ fn kinds_without_effect_are_told_apart() {
         ),
         (
             "weft.dev/v1alpha1",
-            "BackendPolicy",
+            "ExternalService",
             "kind",
-            "BackendPolicy is not enforced by this version of weft: it has no effect",
+            "ExternalService is not enforced by this version of weft: it has no effect",
         ),
         ("v1", "Endpoints", "kind", "Endpoints is not enforced by this version of weft: give an EndpointSlice instead"),
         (

@@ -12,6 +12,7 @@ use super::{
     labels::{Labelled, Selectors},
     mentions::Mentions,
     peers::PeerIndex,
+    policies::PolicyIndex,
 };
 use crate::{
     object::Object,
@@ -31,6 +32,7 @@ pub(super) struct Index {
     pub(super) services_by_selector: Selectors,
     pub(super) access: AccessIndex,
     pub(super) peers: PeerIndex,
+    pub(super) policies: PolicyIndex,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -89,6 +91,16 @@ impl Index {
             | Object::TcpRoute(_)
             | Object::NodeWorkloads(_)
             | Object::UdpRoute(_) => {}
+            Object::BackendPolicy(policy) => {
+                for target in &policy.targets {
+                    change.make(&mut self.policies.policies, target.service.clone(), &name);
+                }
+            }
+            Object::FaultInjection(fault) => {
+                for target in &fault.targets {
+                    change.make(&mut self.policies.faults, target.service.clone(), &name);
+                }
+            }
             Object::TrafficTarget(target) => self.access.change_target(target, &name, change),
             Object::IdentityBinding(binding) => {
                 for account in binding.accounts() {

@@ -14,6 +14,7 @@ pub(super) fn is_reference(code: &str) -> bool {
             | "RouteNotFound"
             | "IdentityBindingNotFound"
             | "DestinationNotFound"
+            | "TargetNotFound"
     )
 }
 
@@ -42,7 +43,8 @@ pub(super) fn of_diagnostic(code: &str) -> &'static str {
         "DuplicateUID" => "give each pod its own UID, or none",
         "UnknownFailMode" => "use open or closed",
         "UnknownMeshLabel" => "use enabled on a Namespace, disabled on a Pod",
-        "UnknownLoadBalancing" => "use least-request or round-robin",
+        "UnknownLoadBalancing" => "use one of the words that are named",
+        "TargetNotFound" => "create the Service, or name one of this namespace, and a port that it has",
         "UnknownMtls" => "use permissive or strict",
         "UnknownDefault" => "use allow or deny",
         "FailModeRefused" => "take the label away, or use closed",

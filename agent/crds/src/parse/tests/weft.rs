@@ -93,3 +93,96 @@ fn each_shard_of_a_node_has_one_name_and_no_name_is_two_nodes() {
     }
     assert_eq!(shard_of("a-1-0", "a-1"), Some(0));
 }
+
+fn policy(spec: Value) -> Value {
+    json!({"apiVersion": "weft.dev/v1alpha1", "kind": "BackendPolicy", "metadata": {"name": "p", "namespace": "shop"}, "spec": spec})
+}
+
+fn balancing(balancing: Value) -> Value {
+    policy(json!({"targetRefs": [{"kind": "Service", "name": "web"}], "loadBalancing": balancing}))
+}
+
+#[test]
+fn what_is_wrong_with_a_backend_policy_is_named_by_its_field() {
+    let target = |target: Value| policy(json!({"targetRefs": [target]}));
+    let many: Vec<Value> = (0..17).map(|n| json!({"kind": "Service", "name": format!("w{n}")})).collect();
+    let hash_on = |key: Value| balancing(json!({"type": "Maglev", "hashOn": [key]}));
+    for (document, field) in [
+        (policy(json!({})), "spec"),
+        (policy(json!({"targetRefs": []})), "spec.targetRefs"),
+        (policy(json!({"targetRefs": many})), "spec.targetRefs"),
+        (policy(json!({"targetRefs": [{"kind": "Service", "name": "web"}], "retries": 3})), "spec.retries"),
+        (target(json!({"kind": "Pod", "name": "web"})), "spec.targetRefs[0].kind"),
+        (target(json!({"kind": "Service", "name": "a.b"})), "spec.targetRefs[0].name"),
+        (target(json!({"kind": "Service", "name": "web", "group": "apps"})), "spec.targetRefs[0].group"),
+        (target(json!({"kind": "Service", "name": "web", "port": 0})), "spec.targetRefs[0].port"),
+        (target(json!({"kind": "Service", "name": "web", "namespace": "x"})), "spec.targetRefs[0].namespace"),
+        (
+            policy(json!({"targetRefs": [{"kind": "Service", "name": "w"}, {"kind": "Service", "name": "w"}]})),
+            "spec.targetRefs[1]",
+        ),
+        (balancing(json!({"type": "Fastest"})), "spec.loadBalancing.type"),
+        (balancing(json!({"type": "Random", "hashOn": [{"header": "x"}]})), "spec.loadBalancing.hashOn"),
+        (balancing(json!({"type": "Maglev", "slowStart": "10s"})), "spec.loadBalancing.slowStart"),
+        (balancing(json!({"slowStart": "0s"})), "spec.loadBalancing.slowStart"),
+        (balancing(json!({"slowStart": "2h"})), "spec.loadBalancing.slowStart"),
+        (balancing(json!({"slowStart": "10"})), "spec.loadBalancing.slowStart"),
+        (balancing(json!({"slowStart": 10})), "spec.loadBalancing.slowStart"),
+        (hash_on(json!({})), "spec.loadBalancing.hashOn[0]"),
+        (hash_on(json!({"header": "a", "query": "b"})), "spec.loadBalancing.hashOn[0]"),
+        (hash_on(json!({"sourceAddress": false})), "spec.loadBalancing.hashOn[0]"),
+        (hash_on(json!({"header": "a b"})), "spec.loadBalancing.hashOn[0].header"),
+        (hash_on(json!({"cookie": "a=b"})), "spec.loadBalancing.hashOn[0].cookie"),
+        (hash_on(json!({"query": ""})), "spec.loadBalancing.hashOn[0].query"),
+    ] {
+        assert_eq!(error(&document).1, field, "{document}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_fault_injection_is_named_by_its_field() {
+    let fault = |spec: Value| {
+        let mut document = policy(spec);
+        document["kind"] = json!("FaultInjection");
+        document
+    };
+    let abort = |abort: Value| fault(json!({"abort": abort}));
+    let delay = |delay: Value| fault(json!({"delay": delay}));
+    for (document, field) in [
+        (fault(json!({})), "spec"),
+        (fault(json!({"targetRefs": [{"kind": "Service", "name": "web"}]})), "spec"),
+        (abort(json!({})), "spec.abort"),
+        (abort(json!({"reset": false})), "spec.abort"),
+        (abort(json!({"httpStatus": 500, "grpcStatus": 1})), "spec.abort"),
+        (abort(json!({"httpStatus": 99})), "spec.abort.httpStatus"),
+        (abort(json!({"httpStatus": -1})), "spec.abort.httpStatus"),
+        (abort(json!({"grpcStatus": 0})), "spec.abort.grpcStatus"),
+        (abort(json!({"grpcStatus": 17})), "spec.abort.grpcStatus"),
+        (abort(json!({"reset": true, "percent": 101})), "spec.abort.percent"),
+        (abort(json!({"reset": true, "percent": -1})), "spec.abort.percent"),
+        (abort(json!({"reset": true, "percent": 0.5})), "spec.abort.percent"),
+        (delay(json!({"fixed": "0s"})), "spec.delay.fixed"),
+        (delay(json!({"fixed": "1d"})), "spec.delay.fixed"),
+        (delay(json!({"fixed": "1s", "jitter": "-1s"})), "spec.delay.jitter"),
+        (delay(json!({"fixed": "1s", "percent": 1_000_000_000_000_i64})), "spec.delay.percent"),
+        (
+            fault(json!({"delay": {"fixed": "1s"}, "sources": [{"serviceAccount": "A"}]})),
+            "spec.sources[0].serviceAccount",
+        ),
+        (
+            fault(json!({"delay": {"fixed": "1s"}, "sources": [{"serviceAccount": "a", "namespace": "b.c"}]})),
+            "spec.sources[0].namespace",
+        ),
+        (
+            fault(json!({"delay": {"fixed": "1s"}, "targetRefs": [{"kind": "Service", "name": "web", "port": 80}]})),
+            "spec.targetRefs[0].port",
+        ),
+    ] {
+        assert_eq!(error(&document).1, field, "{document}");
+    }
+    let Object::FaultInjection(found) = object(&delay(json!({"fixed": "1s500ms", "jitter": "1s"}))) else {
+        panic!("fault")
+    };
+    let delay = found.fault.delay.unwrap();
+    assert_eq!((delay.fixed.as_millis(), delay.jitter.as_millis(), delay.share.takes(u32::MAX)), (1500, 1000, true));
+}
