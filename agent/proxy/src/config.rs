@@ -41,6 +41,8 @@ pub struct ProxyConfig {
     pub tls_handshake_timeout: Duration,
     /// See [`limits::CONNECT_TIMEOUT`].
     pub connect_timeout: Duration,
+    /// See [`limits::ENDPOINT_WAIT`].
+    pub endpoint_wait: Duration,
     /// See [`limits::POD_REMOVAL_GRACE`].
     pub pod_removal_grace: Duration,
 }
@@ -65,6 +67,7 @@ impl Default for ProxyConfig {
             continue_timeout: limits::CONTINUE_TIMEOUT,
             tls_handshake_timeout: limits::TLS_HANDSHAKE_TIMEOUT,
             connect_timeout: limits::CONNECT_TIMEOUT,
+            endpoint_wait: limits::ENDPOINT_WAIT,
             pod_removal_grace: limits::POD_REMOVAL_GRACE,
         }
     }

@@ -12,6 +12,7 @@ pub mod socket;
 
 mod access;
 mod balance;
+mod budget;
 mod choose;
 mod detect;
 mod dial;

@@ -119,6 +119,27 @@ pub const H2_UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's body that are kept for another try where a server has not looked at the request: one frame.
 pub const H2_REPLAY_BYTES_MAX: usize = 16 * 1024;
 
+/// Bytes of a request's body that are kept where its rule asks for retries: a request with more is not tried again once that much was
+/// read (Envoy `per_request_buffer_limit_bytes`: 1 MiB and more; linkerd2-proxy: 64 KiB).
+pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Longest pause before a retry, without jitter.
+pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Retries of one worker to one backend, in percent of the requests whose rules ask for any (linkerd2-proxy, Envoy, Finagle: 20).
+pub const RETRY_BUDGET_PERCENT: u32 = 20;
+/// And so many more each second (linkerd2-proxy, Finagle: 10).
+pub const RETRY_BUDGET_PER_SECOND: u32 = 10;
+/// Seconds over which both are counted (linkerd2-proxy, Finagle: 10).
+pub const RETRY_BUDGET_SECONDS: u64 = 10;
+/// How long a request whose rule asks for retries waits for an endpoint while its backend has none, within its own time: longer than a
+/// pod takes from one ready replica to the next, shorter than people wait.
+pub const ENDPOINT_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks.
+pub const ENDPOINT_LOOK: Duration = Duration::from_millis(10);
+/// Bytes of a response that nobody wants, and that is read so that its connection can be used again.
+pub const DISCARD_BYTES_MAX: usize = 1 << 20;
+/// How long such a response may take.
+pub const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Bytes of one direction of an opaque connection that wait in user space.
 pub const COPY_BUFFER_BYTES: usize = 16 * 1024;
 /// Reads of one direction before other connections get their turn.

@@ -2,6 +2,7 @@
 //! worker's tick adds to the shared metrics. Nothing here decides anything.
 
 mod limit;
+mod rules;
 
 use std::{
     cell::RefCell,
@@ -16,7 +17,10 @@ use prometheus::{
 };
 use weft_policy::names::ServiceKey;
 
-pub(crate) use self::limit::Limit;
+pub(crate) use self::{
+    limit::Limit,
+    rules::{Retried, RetrySkipped},
+};
 use crate::{flows::Direction, learnt::Seen, reply::Reason, socket::LocalPod, transport::Encryption};
 
 const REQUEST_LABELS: [&str; 7] = [
@@ -123,6 +127,8 @@ pub(crate) struct Metrics {
     replies: Vec<IntCounter>,
     dials: Vec<IntCounter>,
     limits: Vec<IntCounter>,
+    retries: Vec<IntCounter>,
+    retries_skipped: Vec<IntCounter>,
     reached: IntCounterVec,
     handshakes: IntCounterVec,
     /// Handshakes that went well, by side.
@@ -198,6 +204,13 @@ impl Metrics {
             "Handshakes of mutual TLS with other agents, by side and result",
             &["side", "result"],
         )?;
+        let retries =
+            counter("weft_retries_total", "Requests that were tried again as their rules ask, by cause", &["cause"])?;
+        let skipped = counter(
+            "weft_retry_skipped_total",
+            "Requests that were not tried again though their rules ask for retries, by reason",
+            &["reason"],
+        )?;
         let limits = counter(
             "weft_limit_reached_total",
             "Times that a named limit or timeout of the data path was reached",
@@ -224,6 +237,8 @@ impl Metrics {
             replies: Reason::ALL.iter().map(|reason| replies.with_label_values(&[reason.word()])).collect(),
             dials: DialResult::ALL.iter().map(|result| dials.with_label_values(&[result.as_str()])).collect(),
             limits: Limit::ALL.iter().map(|limit| limits.with_label_values(&[limit.as_str()])).collect(),
+            retries: Retried::ALL.iter().map(|cause| retries.with_label_values(&[cause.as_str()])).collect(),
+            retries_skipped: RetrySkipped::ALL.iter().map(|why| skipped.with_label_values(&[why.as_str()])).collect(),
             denied: counter(
                 "weft_denied_total",
                 "Requests and connections that the policy of their destination denied, by what that rests on",
@@ -256,6 +271,16 @@ impl Metrics {
 
     pub(crate) fn reached(&self, limit: Limit) {
         self.limits[limit as usize].inc();
+    }
+
+    /// A request is tried again.
+    pub(crate) fn retried(&self, cause: Retried) {
+        self.retries[cause as usize].inc();
+    }
+
+    /// A request is not.
+    pub(crate) fn retry_skipped(&self, why: RetrySkipped) {
+        self.retries_skipped[why as usize].inc();
     }
 
     /// The time that a rule gives is over.

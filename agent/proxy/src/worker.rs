@@ -25,6 +25,7 @@ use weft_policy::{
 use crate::{
     access::AccessLog,
     balance::Balancer,
+    budget::Budgets,
     config::ProxyConfig,
     drain::{DrainReport, Phase},
     flows::{Direction, FlowRow, FlowTable},
@@ -95,6 +96,7 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) flows: Rc<FlowTable>,
     pub(crate) balancer: RefCell<Balancer>,
+    pub(crate) budgets: RefCell<Budgets>,
     pub(crate) learnt: Learnt,
     pub(crate) detection: DetectionCells,
     pub(crate) scratch: Scratch,
@@ -137,6 +139,7 @@ impl Worker {
             metrics: parts.metrics,
             flows: Rc::default(),
             balancer: RefCell::new(Balancer::new(fastrand::u64(..))),
+            budgets: RefCell::new(Budgets::new(Instant::now())),
             learnt,
             detection,
             scratch: Scratch::default(),
@@ -271,6 +274,7 @@ impl Worker {
         self.end_with_certificates(wall);
         self.flows.sweep(now);
         self.balancer.borrow_mut().sweep(now, limits::BALANCE_STATE_IDLE);
+        self.budgets.borrow_mut().sweep(now);
         self.learnt.sweep(now, limits::LEARNT_IDLE);
         self.detection.flush();
         self.pods.borrow_mut().retain(|_, pod| {

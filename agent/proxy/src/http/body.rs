@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
@@ -17,7 +18,12 @@ use tokio::time::Sleep;
 use crate::{
     balance::InFlight,
     flows::bump,
-    http::{client::Upstream, client2::Stream, grpc, hop, link::Record},
+    http::{
+        client::Upstream,
+        client2::Stream,
+        grpc, hop,
+        link::{Link, Record},
+    },
     limits,
     metrics::{Limit, Metrics},
     pool::Kept,
@@ -137,6 +143,30 @@ enum Inner {
     Lent(Lent),
 }
 
+/// A request's body before it is sent.
+pub(crate) enum Content {
+    None,
+    Whole(Incoming),
+    /// As it was given back, with its gate.
+    Made(RequestBody, Option<Arc<Gate>>),
+    Lent(Rc<Loan>),
+}
+
+impl Content {
+    /// Makes it one that can be sent again, if it is one at all.
+    pub(crate) fn keep(&mut self) -> Option<Rc<Loan>> {
+        let loan = match std::mem::replace(self, Self::None) {
+            Self::None | Self::Made(..) => return None,
+            Self::Whole(body) if body.is_end_stream() => return None,
+            Self::Whole(body) => Loan::new(body),
+            Self::Lent(loan) => loan,
+        };
+        loan.most.set(limits::REPLAY_BYTES_MAX);
+        loan.held.set(true);
+        Some(loan)
+    }
+}
+
 /// A request body that can be taken back, as long as little of it was read: a server that never looked at a request says so, and
 /// then another one may have it (RFC 9113 8.7).
 pub(crate) struct Loan {
@@ -144,6 +174,16 @@ pub(crate) struct Loan {
     /// What was read so far, unless it was too much to keep.
     kept: RefCell<Option<Vec<Bytes>>>,
     kept_bytes: Cell<usize>,
+    /// Bytes that are kept.
+    most: Cell<usize>,
+    /// How many of the kept parts were read in this turn.
+    replayed: Cell<usize>,
+    /// Whoever has it decides when it is not needed any more.
+    held: Cell<bool>,
+    /// It will not be asked for again.
+    forgotten: Cell<bool>,
+    /// Its end was read.
+    ended: Cell<bool>,
     /// Counts the requests that were made of it: only the last one may read.
     turn: Cell<usize>,
 }
@@ -154,28 +194,68 @@ impl Loan {
             body: RefCell::new(body),
             kept: RefCell::new(Some(Vec::new())),
             kept_bytes: Cell::new(0),
+            most: Cell::new(limits::H2_REPLAY_BYTES_MAX),
+            replayed: Cell::new(0),
+            held: Cell::new(false),
+            forgotten: Cell::new(false),
+            ended: Cell::new(false),
             turn: Cell::new(0),
         })
     }
 
     /// Whether it can be lent once more as if it had never been.
     pub(crate) fn is_whole(&self) -> bool {
-        self.kept.borrow().is_some()
+        self.kept.borrow().is_some() && !self.forgotten.get()
     }
 
-    /// It will not be asked for again.
-    pub(crate) fn forget(&self) {
-        self.kept.take();
+    /// There is an answer: it will not be asked for again, unless it is held for longer.
+    pub(crate) fn answered(&self) {
+        if !self.held.get() {
+            self.forget();
+        }
+    }
+
+    /// It is not held any more.
+    pub(crate) fn release(&self) {
+        self.held.set(false);
+        self.forget();
+    }
+
+    fn forget(&self) {
+        self.forgotten.set(true);
+        self.let_go();
+    }
+
+    /// Lets go of what was kept, once it was read in this turn.
+    fn let_go(&self) {
+        if self.forgotten.get() && self.to_replay() == 0 {
+            self.kept.take();
+        }
+    }
+
+    /// How much of what was kept is still to be read, in bytes.
+    fn to_replay(&self) -> u64 {
+        let kept = self.kept.borrow();
+        kept.as_ref().map_or(0, |parts| parts.iter().skip(self.replayed.get()).map(|part| part.len() as u64).sum())
+    }
+
+    /// A part that was read in an earlier turn.
+    fn earlier(&self) -> Option<Bytes> {
+        let part = self.kept.borrow().as_ref()?.get(self.replayed.get())?.clone();
+        self.replayed.set(self.replayed.get() + 1);
+        self.let_go();
+        Some(part)
     }
 
     fn read(&self, data: &Bytes) {
         let mut kept = self.kept.borrow_mut();
         let Some(parts) = &mut *kept else { return };
         let bytes = self.kept_bytes.get() + data.len();
-        if bytes > limits::H2_REPLAY_BYTES_MAX {
+        if bytes > self.most.get() {
             *kept = None;
         } else {
             self.kept_bytes.set(bytes);
+            self.replayed.set(self.replayed.get() + 1);
             parts.push(data.clone());
         }
     }
@@ -184,23 +264,6 @@ impl Loan {
 struct Lent {
     loan: Rc<Loan>,
     turn: usize,
-    /// How many of the kept parts were read in this turn.
-    replayed: usize,
-}
-
-impl Lent {
-    /// A part that was read in an earlier turn.
-    fn earlier(&mut self) -> Option<Bytes> {
-        let part = self.loan.kept.borrow().as_ref()?.get(self.replayed)?.clone();
-        self.replayed += 1;
-        Some(part)
-    }
-
-    /// How much of what was kept is still to be read.
-    fn to_replay(&self) -> u64 {
-        let kept = self.loan.kept.borrow();
-        kept.as_ref().map_or(0, |parts| parts.iter().skip(self.replayed).map(|part| part.len() as u64).sum())
-    }
 }
 
 impl RequestBody {
@@ -217,7 +280,8 @@ impl RequestBody {
     pub(crate) fn lent(loan: &Rc<Loan>, meter: Rc<Meter>) -> Self {
         let turn = loan.turn.get() + 1;
         loan.turn.set(turn);
-        Self { inner: Inner::Lent(Lent { loan: Rc::clone(loan), turn, replayed: 0 }), gated: None, meter }
+        loan.replayed.set(0);
+        Self { inner: Inner::Lent(Lent { loan: Rc::clone(loan), turn }), gated: None, meter }
     }
 
     /// Holds the body back until the gate opens, or `patience` is over (RFC 9110 10.1.1).
@@ -234,21 +298,21 @@ impl RequestBody {
                 if lent.turn != lent.loan.turn.get() {
                     return Poll::Ready(Some(Err(RequestBodyError::Unwanted)));
                 }
-                if let Some(part) = lent.earlier() {
+                if let Some(part) = lent.loan.earlier() {
                     return Poll::Ready(Some(Ok(Frame::data(part))));
+                }
+                if lent.loan.ended.get() {
+                    return Poll::Ready(None);
                 }
                 let frame = ready!(Pin::new(&mut *lent.loan.body.borrow_mut()).poll_frame(cx));
                 match &frame {
                     Some(Ok(frame)) => match frame.data_ref() {
-                        Some(data) => {
-                            lent.loan.read(data);
-                            lent.replayed += 1;
-                        }
+                        Some(data) => lent.loan.read(data),
                         // Trailers cannot be read twice.
                         None => lent.loan.forget(),
                     },
                     Some(Err(_)) => lent.loan.forget(),
-                    None => {}
+                    None => lent.loan.ended.set(true),
                 }
                 frame
             }
@@ -290,7 +354,7 @@ impl Body for RequestBody {
         match &self.inner {
             Inner::Empty => true,
             Inner::Given(inner) => inner.is_end_stream(),
-            Inner::Lent(lent) => lent.to_replay() == 0 && lent.loan.body.borrow().is_end_stream(),
+            Inner::Lent(lent) => lent.loan.to_replay() == 0 && lent.loan.body.borrow().is_end_stream(),
         }
     }
 
@@ -299,7 +363,7 @@ impl Body for RequestBody {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Given(inner) => inner.size_hint(),
             Inner::Lent(lent) => match lent.loan.body.borrow().size_hint().exact() {
-                Some(left) => SizeHint::with_exact(left + lent.to_replay()),
+                Some(left) => SizeHint::with_exact(left + lent.loan.to_replay()),
                 None => SizeHint::default(),
             },
         }
@@ -450,15 +514,44 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         let link = &self.record.link;
         link.response_over();
-        let Source::Upstream(streamed) = &mut self.source else { return };
-        if let Some(gate) = streamed.unwanted.take() {
+        if let Source::Upstream(streamed) = &mut self.source {
+            streamed.over(link);
+        }
+    }
+}
+
+impl Streamed {
+    /// Gives its connection back, if all of it was read.
+    fn over(&mut self, link: &Link) {
+        if let Some(gate) = self.unwanted.take() {
             gate.over();
-        } else if let Carrier::Http1(upstream) = &mut streamed.upstream
-            && (streamed.ended || streamed.body.is_end_stream())
+        } else if let Carrier::Http1(upstream) = &mut self.upstream
+            && (self.ended || self.body.is_end_stream())
             && let Some(upstream) = upstream.take()
             && link.pod.pool.put_back(upstream, link.worker.config.pool_idle_per_key_max) == Kept::Full
         {
             link.worker.metrics.reached(Limit::PoolIdlePerKey);
         }
+    }
+
+    /// Reads a response that nobody wants, so that its connection can be used again; one that is long or slow ends it.
+    pub(crate) async fn discarded(mut self, link: Rc<Link>) {
+        let body = &mut self.body;
+        let read = async {
+            let mut bytes = 0;
+            while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+                bytes += frame.ok()?.data_ref().map_or(0, Bytes::len);
+                if bytes > limits::DISCARD_BYTES_MAX {
+                    return None;
+                }
+            }
+            Some(())
+        };
+        match tokio::time::timeout(limits::DISCARD_TIMEOUT, read).await {
+            Ok(Some(())) => self.ended = true,
+            Ok(None) => {}
+            Err(_) => link.worker.metrics.reached(Limit::Discard),
+        }
+        self.over(&link);
     }
 }

@@ -19,12 +19,13 @@ use weft_policy::{
 use crate::{
     choose::{self, Choice},
     http::{
-        body::{ResponseBody, Source},
+        body::{Content, ResponseBody, Source},
         canonical, grpc, hop,
         link::{Link, Record},
         marks, rules,
         scan::Fault,
-        upgrade, upstream,
+        upgrade,
+        upstream::{self, Tries},
     },
     metrics::Limit,
     reply::{LocalReply, Reason},
@@ -85,7 +86,7 @@ fn local(link: &Link, reply: LocalReply, grpc: bool) -> (response::Parts, Bytes)
 /// A request on its way to an endpoint.
 pub(crate) struct Outgoing {
     pub(crate) parts: request::Parts,
-    pub(crate) body: Incoming,
+    pub(crate) body: Content,
     /// The target's own, if the client speaks HTTP/2.
     pub(crate) origin: Option<(Scheme, Authority)>,
     /// It asks for another protocol.
@@ -93,6 +94,13 @@ pub(crate) struct Outgoing {
     /// The client waits for `100 Continue`.
     pub(crate) expects: bool,
     pub(crate) grpc: bool,
+}
+
+impl Outgoing {
+    /// The same request, with content that was kept.
+    pub(crate) fn again(&self, body: Content) -> Self {
+        Self { parts: self.parts.clone(), body, origin: self.origin.clone(), ..*self }
+    }
 }
 
 async fn forward(
@@ -109,7 +117,7 @@ async fn forward(
         let workload = Some(link.pod.pod.id.clone());
         let load = link.direct(Endpoint { address: link.flow.destination, workload, node: None });
         let protocol = if http2 { AppProtocol::Http2 } else { AppProtocol::Http1 };
-        return upstream::send(record, Choice::Pod { load: &load, protocol }, outgoing).await;
+        return upstream::send(record, Choice::Pod { load: &load, protocol }, outgoing, &mut Tries::default()).await;
     }
     let destination = link.plan.borrow_mut().current().cloned();
     let load;
@@ -144,7 +152,7 @@ async fn forward(
             }
         }
     };
-    upstream::send(record, choice, outgoing).await
+    upstream::send(record, choice, outgoing, &mut Tries::default()).await
 }
 
 fn prepare(
@@ -178,7 +186,7 @@ fn prepare(
         expects: expects && !one_zero && !http_body::Body::is_end_stream(&body),
         origin: target.origin,
         parts,
-        body,
+        body: Content::Whole(body),
         grpc,
     })
 }

@@ -4,6 +4,7 @@
 mod cors;
 mod edit;
 mod redirect;
+mod retry;
 
 use std::{
     future::Future,
@@ -14,7 +15,7 @@ use std::{
 use http::response;
 use weft_policy::{
     plan::{OutboundPlan, Routed},
-    rule::{Action, BackendHeaders, Filters, Refusal, Rule},
+    rule::{Action, BackendHeaders, Filters, Refusal},
 };
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         exchange::{self, Outgoing},
         link::Record,
         rules::cors::Cross,
-        upstream,
+        upstream::{self, Tries},
     },
     reply::{LocalReply, Reason},
 };
@@ -96,7 +97,7 @@ async fn directed(
     if let Some(BackendHeaders { request, .. }) = headers {
         edit::fields(&mut outgoing.parts.headers, request);
     }
-    let (mut parts, source) = sent(record, choice, rule, filters, outgoing, expiry).await?;
+    let (mut parts, source) = sent(record, choice, filters, outgoing, expiry).await?;
     if let Some(BackendHeaders { response, .. }) = headers {
         edit::fields(&mut parts.headers, response);
     }
@@ -110,15 +111,29 @@ async fn directed(
 async fn sent(
     record: &mut Record,
     choice: Choice<'_>,
-    _rule: &Rule,
     filters: Option<&Filters>,
     outgoing: Outgoing,
     expiry: Option<Span>,
 ) -> Answer {
     let each = filters.and_then(|filters| filters.timeouts.backend_request);
-    let one = each.and_then(|each| Span::from(Instant::now(), each, Reason::BackendTimeout));
-    let (parts, mut source) = Span::limit(one, upstream::send(record, choice, outgoing)).await?;
-    if let (Source::Upstream(streamed), Some(first)) = (&mut source, Span::first(expiry, one)) {
+    match filters.and_then(|filters| filters.retry.as_deref()) {
+        Some(retry) => retry::sent(record, choice, retry, each, outgoing, expiry).await,
+        None => once(record, choice, outgoing, each, expiry, &mut Tries::default()).await,
+    }
+}
+
+/// One try.
+async fn once(
+    record: &mut Record,
+    choice: Choice<'_>,
+    outgoing: Outgoing,
+    each: Option<Duration>,
+    expiry: Option<Span>,
+    tries: &mut Tries,
+) -> Answer {
+    let each = each.and_then(|each| Span::from(Instant::now(), each, Reason::BackendTimeout));
+    let (parts, mut source) = Span::limit(each, upstream::send(record, choice, outgoing, tries)).await?;
+    if let (Source::Upstream(streamed), Some(first)) = (&mut source, Span::first(expiry, each)) {
         streamed.expiry = Some(Expiry::new(first.end, first.reason));
     }
     Ok((parts, source))

@@ -25,7 +25,7 @@ use crate::{
     dial::{DialError, Dialled},
     early::Early,
     http::{
-        body::{Carrier, Gate, Loan, RequestBody, RequestBodyError, Source, Streamed},
+        body::{Carrier, Content, Gate, Loan, RequestBody, RequestBodyError, Source, Streamed},
         client::{self, Upstream, Via},
         client2::{self, Stream},
         exchange::Outgoing,
@@ -48,6 +48,7 @@ pub(crate) async fn send(
     record: &mut Record,
     choice: Choice<'_>,
     outgoing: Outgoing,
+    tries: &mut Tries,
 ) -> Result<(response::Parts, Source), LocalReply> {
     let link = &Rc::clone(&record.link);
     let http2 = match choice.protocol() {
@@ -69,9 +70,8 @@ pub(crate) async fn send(
             "gRPC needs HTTP/2, and the port is declared to speak HTTP/1.1",
         ));
     }
-    let mut tries = Tries::default();
     loop {
-        let (load, in_flight, early) = next(link, &choice, &tries, unsent.head(), link.take_early())?;
+        let (load, in_flight, early) = next(link, &choice, tries, unsent.head(), link.take_early())?;
         let transport = match authorize(link, &load.endpoint, unsent.head())? {
             Some(transport) => transport,
             None => link.worker.transport(&link.pod.pod, &load.endpoint, choice.namespace()).await?,
@@ -80,9 +80,9 @@ pub(crate) async fn send(
         let target = Target { choice: &choice, endpoint: &load.endpoint, transport: &transport };
         let answer = if http2 || transport.is_mutual() {
             // Boxed, so that a request of HTTP/1 does not hold room for it.
-            Box::pin(attempt2(record, target, &mut unsent, dialled, in_flight, &mut tries)).await
+            Box::pin(attempt2(record, target, &mut unsent, dialled, in_flight, tries)).await
         } else {
-            attempt1(record, target, &mut unsent, dialled, in_flight, &mut tries).await
+            attempt1(record, target, &mut unsent, dialled, in_flight, tries).await
         };
         if let Some(answer) = answer? {
             return Ok(answer);
@@ -105,19 +105,10 @@ struct Unsent {
     http2: bool,
 }
 
-/// A request's body before it is sent.
-enum Content {
-    None,
-    Whole(Incoming),
-    /// As it was given back, with its gate.
-    Made(RequestBody, Option<Arc<Gate>>),
-    Lent(Rc<Loan>),
-}
-
 impl Unsent {
     fn new(outgoing: Outgoing, http2: bool) -> Self {
         let Outgoing { parts, body, origin, upgrade, expects, grpc } = outgoing;
-        Self { parts, body: Content::Whole(body), origin, upgrade, expects, grpc, http2 }
+        Self { parts, body, origin, upgrade, expects, grpc, http2 }
     }
 
     /// Takes it to be sent; nothing of worth is left.
@@ -166,8 +157,12 @@ impl<'a> Target<'a> {
 
 /// What was tried so far for one request.
 #[derive(Default)]
-struct Tries {
+pub(crate) struct Tries {
     tried: Vec<SocketAddr>,
+    /// How many of them, the first ones, were left for others only as long as there are others.
+    avoided: usize,
+    /// The one that was chosen last.
+    last: Option<SocketAddr>,
     failure: Option<Rc<DialError>>,
     /// Times that a connection turned out not to take the request after all.
     stale: usize,
@@ -180,7 +175,7 @@ type Next = (Rc<EndpointLoad>, InFlight, Option<(Dialled, bool)>);
 fn next(
     link: &Link,
     choice: &Choice<'_>,
-    tries: &Tries,
+    tries: &mut Tries,
     head: RequestHead<'_>,
     early: Option<Early>,
 ) -> Result<Next, LocalReply> {
@@ -195,19 +190,31 @@ fn next(
                 || choice.next(&link.worker, &asker, &[]).is_some_and(|next| next.endpoint == load.endpoint))
     };
     if let Some(Early { load, in_flight, line, .. }) = early.filter(|early| wanted(&early.load)) {
+        tries.last = Some(load.endpoint.address);
         return Ok((load, in_flight, line.unsaid()));
     }
-    let next = choice.next(&link.worker, &asker, &tries.tried);
+    let mut next = choice.next(&link.worker, &asker, &tries.tried);
+    if next.is_none() && tries.avoided > 0 {
+        tries.tried.drain(..std::mem::take(&mut tries.avoided));
+        next = choice.next(&link.worker, &asker, &tries.tried);
+    }
     let load = next.ok_or_else(|| choice.exhausted(tries.failure.as_deref()))?;
+    tries.last = Some(load.endpoint.address);
     let in_flight = load.begin();
     Ok((load, in_flight, None))
 }
 
 impl Tries {
+    /// Begins another round, in which the endpoint that was chosen last is chosen only if there is no other one.
+    pub(crate) fn again(&mut self) {
+        let avoided = self.last.take();
+        *self = Self { tried: Vec::from_iter(avoided), avoided: usize::from(avoided.is_some()), ..Self::default() };
+    }
+
     /// Notes that an endpoint cannot be reached; an error if no other one is to be tried.
     fn failed(&mut self, link: &Link, target: Target<'_>, failure: Rc<DialError>) -> Result<(), LocalReply> {
         self.tried.push(target.endpoint.address);
-        if !failure.retryable() || self.tried.len() >= limits::CONNECT_TRIES_MAX {
+        if !failure.retryable() || self.tried.len() - self.avoided >= limits::CONNECT_TRIES_MAX {
             link.worker.metrics.reached(Limit::ConnectTries);
             return Err(target.choice.exhausted(Some(&failure)));
         }
@@ -397,7 +404,7 @@ async fn attempt2(
         Ok(response) => {
             in_flight.answered();
             if let Some(loan) = &loan {
-                loan.forget();
+                loan.answered();
             }
             answer2(link, response, stream, in_flight, protocol).map(Some)
         }

@@ -38,10 +38,13 @@ pub(crate) enum Limit {
     TargetBytes,
     RequestTimeout,
     BackendTimeout,
+    ReplayBytes,
+    EndpointWait,
+    Discard,
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 35] = [
+    pub(super) const ALL: [Self; 38] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -77,6 +80,9 @@ impl Limit {
         Self::TargetBytes,
         Self::RequestTimeout,
         Self::BackendTimeout,
+        Self::ReplayBytes,
+        Self::EndpointWait,
+        Self::Discard,
     ];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -116,6 +122,9 @@ impl Limit {
             Self::TargetBytes => "target_bytes",
             Self::RequestTimeout => "request_timeout",
             Self::BackendTimeout => "backend_timeout",
+            Self::ReplayBytes => "replay_bytes",
+            Self::EndpointWait => "endpoint_wait",
+            Self::Discard => "discard",
         }
     }
 }

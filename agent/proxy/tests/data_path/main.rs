@@ -23,6 +23,7 @@ mod origin;
 mod peers2;
 mod raw;
 mod requests;
+mod retries;
 mod routing;
 mod rules;
 mod streaming;
