@@ -135,6 +135,12 @@ pub const RETRY_BUDGET_SECONDS: u64 = 10;
 pub const ENDPOINT_WAIT: Duration = Duration::from_secs(5);
 /// How often it looks.
 pub const ENDPOINT_LOOK: Duration = Duration::from_millis(10);
+/// Copies of requests that one worker has under way; no others are made meanwhile.
+pub const MIRRORS_MAX: usize = 256;
+/// Bytes of a request's body of which a copy is made: a request with more has none.
+pub const MIRROR_BYTES_MAX: usize = 64 * 1024;
+/// How long a copy may take, with its response (nginx `proxy_read_timeout`: 60 s; a copy that hangs takes the place of others).
+pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a response that nobody wants, and that is read so that its connection can be used again.
 pub const DISCARD_BYTES_MAX: usize = 1 << 20;
 /// How long such a response may take.

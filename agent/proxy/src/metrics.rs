@@ -19,7 +19,7 @@ use weft_policy::names::ServiceKey;
 
 pub(crate) use self::{
     limit::Limit,
-    rules::{Retried, RetrySkipped},
+    rules::{Mirrored, Retried, RetrySkipped},
 };
 use crate::{flows::Direction, learnt::Seen, reply::Reason, socket::LocalPod, transport::Encryption};
 
@@ -129,6 +129,7 @@ pub(crate) struct Metrics {
     limits: Vec<IntCounter>,
     retries: Vec<IntCounter>,
     retries_skipped: Vec<IntCounter>,
+    mirrored: Vec<IntCounter>,
     reached: IntCounterVec,
     handshakes: IntCounterVec,
     /// Handshakes that went well, by side.
@@ -211,6 +212,11 @@ impl Metrics {
             "Requests that were not tried again though their rules ask for retries, by reason",
             &["reason"],
         )?;
+        let mirrored = counter(
+            "weft_mirrored_total",
+            "Copies of requests that rules ask for, by what became of them",
+            &["result"],
+        )?;
         let limits = counter(
             "weft_limit_reached_total",
             "Times that a named limit or timeout of the data path was reached",
@@ -239,6 +245,7 @@ impl Metrics {
             limits: Limit::ALL.iter().map(|limit| limits.with_label_values(&[limit.as_str()])).collect(),
             retries: Retried::ALL.iter().map(|cause| retries.with_label_values(&[cause.as_str()])).collect(),
             retries_skipped: RetrySkipped::ALL.iter().map(|why| skipped.with_label_values(&[why.as_str()])).collect(),
+            mirrored: Mirrored::ALL.iter().map(|result| mirrored.with_label_values(&[result.as_str()])).collect(),
             denied: counter(
                 "weft_denied_total",
                 "Requests and connections that the policy of their destination denied, by what that rests on",
@@ -281,6 +288,11 @@ impl Metrics {
     /// A request is not.
     pub(crate) fn retry_skipped(&self, why: RetrySkipped) {
         self.retries_skipped[why as usize].inc();
+    }
+
+    /// A copy of a request was made, or was not.
+    pub(crate) fn mirrored(&self, result: Mirrored) {
+        self.mirrored[result as usize].inc();
     }
 
     /// The time that a rule gives is over.

@@ -106,6 +106,8 @@ pub(crate) struct Worker {
     pub(crate) dials: Semaphore,
     /// Room for handshakes of clients.
     pub(crate) handshakes: Semaphore,
+    /// Room for copies of requests.
+    pub(crate) mirrors: Arc<Semaphore>,
     pub(crate) warnings: Warnings,
     pods: RefCell<HashMap<WorkloadId, Rc<Pod>>>,
     /// The snapshot that inbound steps were last taken with.
@@ -130,6 +132,7 @@ impl Worker {
             connections: Arc::new(Semaphore::new(parts.config.downstream_connections_max)),
             dials: Semaphore::new(parts.config.dials_max),
             handshakes: Semaphore::new(limits::TLS_HANDSHAKES_MAX),
+            mirrors: Arc::new(Semaphore::new(limits::MIRRORS_MAX)),
             config: parts.config,
             snapshot: RefCell::new(parts.snapshots.load()),
             snapshots: parts.snapshots,

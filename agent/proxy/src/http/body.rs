@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     future::poll_fn,
     pin::Pin,
     rc::Rc,
@@ -23,6 +24,7 @@ use crate::{
         client2::Stream,
         grpc, hop,
         link::{Link, Record},
+        rules::Tee,
     },
     limits,
     metrics::{Limit, Metrics},
@@ -141,6 +143,7 @@ enum Inner {
     Empty,
     Given(Incoming),
     Lent(Lent),
+    Copied(VecDeque<Bytes>),
 }
 
 /// A request's body before it is sent.
@@ -150,13 +153,15 @@ pub(crate) enum Content {
     /// As it was given back, with its gate.
     Made(RequestBody, Option<Arc<Gate>>),
     Lent(Rc<Loan>),
+    /// All of another request's.
+    Copied(Vec<Bytes>),
 }
 
 impl Content {
     /// Makes it one that can be sent again, if it is one at all.
     pub(crate) fn keep(&mut self) -> Option<Rc<Loan>> {
         let loan = match std::mem::replace(self, Self::None) {
-            Self::None | Self::Made(..) => return None,
+            Self::None | Self::Made(..) | Self::Copied(_) => return None,
             Self::Whole(body) if body.is_end_stream() => return None,
             Self::Whole(body) => Loan::new(body),
             Self::Lent(loan) => loan,
@@ -184,6 +189,8 @@ pub(crate) struct Loan {
     forgotten: Cell<bool>,
     /// Its end was read.
     ended: Cell<bool>,
+    /// Who is to have a copy.
+    tee: RefCell<Option<Tee>>,
     /// Counts the requests that were made of it: only the last one may read.
     turn: Cell<usize>,
 }
@@ -199,8 +206,16 @@ impl Loan {
             held: Cell::new(false),
             forgotten: Cell::new(false),
             ended: Cell::new(false),
+            tee: RefCell::default(),
             turn: Cell::new(0),
         })
+    }
+
+    /// One that others are to have a copy of.
+    pub(crate) fn with_copies(body: Incoming, tee: Tee) -> Rc<Self> {
+        let loan = Self::new(body);
+        *loan.tee.borrow_mut() = Some(tee);
+        loan
     }
 
     /// Whether it can be lent once more as if it had never been.
@@ -247,7 +262,20 @@ impl Loan {
         Some(part)
     }
 
+    /// All of it was read, but for trailers perhaps.
+    fn whole(&self) {
+        if let Some(tee) = self.tee.take() {
+            tee.whole();
+        }
+    }
+
     fn read(&self, data: &Bytes) {
+        {
+            let mut tee = self.tee.borrow_mut();
+            if tee.as_mut().is_some_and(|tee| !tee.read(data)) {
+                *tee = None;
+            }
+        }
         let mut kept = self.kept.borrow_mut();
         let Some(parts) = &mut *kept else { return };
         let bytes = self.kept_bytes.get() + data.len();
@@ -276,6 +304,11 @@ impl RequestBody {
         Self { inner: Inner::Empty, gated: None, meter }
     }
 
+    /// A copy of another one.
+    pub(crate) fn copied(parts: Vec<Bytes>, meter: Rc<Meter>) -> Self {
+        Self { inner: Inner::Copied(parts.into()), gated: None, meter }
+    }
+
     /// One that can be taken back; whoever read it before reads nothing more.
     pub(crate) fn lent(loan: &Rc<Loan>, meter: Rc<Meter>) -> Self {
         let turn = loan.turn.get() + 1;
@@ -293,6 +326,9 @@ impl RequestBody {
     fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let mut frame = match &mut self.inner {
             Inner::Empty => return Poll::Ready(None),
+            Inner::Copied(parts) => {
+                return Poll::Ready(parts.pop_front().map(|part| Ok(Frame::data(part))));
+            }
             Inner::Given(inner) => ready!(Pin::new(inner).poll_frame(cx)),
             Inner::Lent(lent) => {
                 if lent.turn != lent.loan.turn.get() {
@@ -307,12 +343,24 @@ impl RequestBody {
                 let frame = ready!(Pin::new(&mut *lent.loan.body.borrow_mut()).poll_frame(cx));
                 match &frame {
                     Some(Ok(frame)) => match frame.data_ref() {
-                        Some(data) => lent.loan.read(data),
+                        Some(data) => {
+                            lent.loan.read(data);
+                            // Nobody asks again where the length was known.
+                            if lent.loan.body.borrow().is_end_stream() {
+                                lent.loan.whole();
+                            }
+                        }
                         // Trailers cannot be read twice.
-                        None => lent.loan.forget(),
+                        None => {
+                            lent.loan.whole();
+                            lent.loan.forget();
+                        }
                     },
                     Some(Err(_)) => lent.loan.forget(),
-                    None => lent.loan.ended.set(true),
+                    None => {
+                        lent.loan.whole();
+                        lent.loan.ended.set(true);
+                    }
                 }
                 frame
             }
@@ -353,6 +401,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match &self.inner {
             Inner::Empty => true,
+            Inner::Copied(parts) => parts.is_empty(),
             Inner::Given(inner) => inner.is_end_stream(),
             Inner::Lent(lent) => lent.loan.to_replay() == 0 && lent.loan.body.borrow().is_end_stream(),
         }
@@ -361,6 +410,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Empty => SizeHint::with_exact(0),
+            Inner::Copied(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
             Inner::Given(inner) => inner.size_hint(),
             Inner::Lent(lent) => match lent.loan.body.borrow().size_hint().exact() {
                 Some(left) => SizeHint::with_exact(left + lent.loan.to_replay()),

@@ -212,11 +212,22 @@ pub(crate) struct Record {
     pub(crate) started: Instant,
     request_bytes_before: u64,
     pub(crate) response_bytes: u64,
+    /// Of a request that no client has sent: it counts nowhere.
+    pub(crate) is_copy: bool,
 }
 
 impl Record {
     pub(crate) fn begin(link: &Rc<Link>, meter: Rc<Meter>) -> Self {
         bump(&link.flow.requests, 1);
+        Self::new(link, meter, false)
+    }
+
+    /// Of a copy of a request.
+    pub(crate) fn copy(link: &Rc<Link>) -> Self {
+        Self::new(link, Rc::default(), true)
+    }
+
+    fn new(link: &Rc<Link>, meter: Rc<Meter>, is_copy: bool) -> Self {
         Self {
             link: Rc::clone(link),
             cells: None,
@@ -228,6 +239,7 @@ impl Record {
             request_bytes_before: meter.request_bytes.get(),
             meter,
             response_bytes: 0,
+            is_copy,
         }
     }
 }
@@ -243,6 +255,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.is_copy {
+            return;
+        }
         let cells = self.cells.take().unwrap_or_else(|| self.link.cells(0, 0, (self.service.as_ref(), None)));
         let class = self.status.map_or(StatusClass::Canceled, StatusClass::Of);
         let request_bytes = self.meter.request_bytes.get() - self.request_bytes_before;

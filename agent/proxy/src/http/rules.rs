@@ -3,6 +3,7 @@
 
 mod cors;
 mod edit;
+mod mirror;
 mod redirect;
 mod retry;
 
@@ -29,6 +30,8 @@ use crate::{
     },
     reply::{LocalReply, Reason},
 };
+
+pub(crate) use self::mirror::Tee;
 
 type Answer = Result<(response::Parts, Source), LocalReply>;
 
@@ -92,6 +95,7 @@ async fn directed(
         edit::rewrite(&mut outgoing, &filters.rewrite, routed.prefix.map(AsRef::as_ref))?;
         edit::fields(&mut outgoing.parts.headers, &filters.request);
     }
+    mirror::begin(rule, link, &mut outgoing);
     let choice = exchange::choose(link, plan, rule, split, record)?;
     let headers = choice.backend().and_then(|backend| backend.headers.as_deref());
     if let Some(BackendHeaders { request, .. }) = headers {

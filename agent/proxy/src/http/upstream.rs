@@ -71,7 +71,8 @@ pub(crate) async fn send(
         ));
     }
     loop {
-        let (load, in_flight, early) = next(link, &choice, tries, unsent.head(), link.take_early())?;
+        let early = if record.is_copy { None } else { link.take_early() };
+        let (load, in_flight, early) = next(link, &choice, tries, unsent.head(), early)?;
         let transport = match authorize(link, &load.endpoint, unsent.head())? {
             Some(transport) => transport,
             None => link.worker.transport(&link.pod.pod, &load.endpoint, choice.namespace()).await?,
@@ -263,7 +264,9 @@ async fn attempt1(
             return Ok(None);
         }
     };
-    target.chosen(link);
+    if !record.is_copy {
+        target.chosen(link);
+    }
     let (request, gate) = assemble1(record, unsent);
     // Once it is upgraded nobody asks for it any more but the worker's tick.
     let asked = unsent.upgrade.then(|| Asked::keep(&request));
@@ -335,6 +338,7 @@ fn assemble1(record: &Record, unsent: &mut Unsent) -> Assembled {
         }
         Content::Whole(body) => RequestBody::new(body, meter()),
         Content::Lent(loan) => RequestBody::lent(&loan, meter()),
+        Content::Copied(parts) => RequestBody::copied(parts, meter()),
         Content::None => RequestBody::empty(meter()),
     };
     translate::to_http1(&mut parts, &body);
@@ -374,7 +378,9 @@ async fn attempt2(
             return Ok(None);
         }
     };
-    target.chosen(link);
+    if !record.is_copy {
+        target.chosen(link);
+    }
     let meter = || Rc::clone(&record.meter);
     let mut loan = None;
     let body = match std::mem::replace(&mut unsent.body, Content::None) {
@@ -383,6 +389,7 @@ async fn attempt2(
         Content::Whole(body) => RequestBody::lent(loan.insert(Loan::new(body)), meter()),
         Content::Lent(lent) => RequestBody::lent(loan.insert(lent), meter()),
         Content::None => RequestBody::empty(meter()),
+        Content::Copied(parts) => RequestBody::copied(parts, meter()),
         Content::Made(body, gate) => {
             if let Some(gate) = gate {
                 gate.open();

@@ -41,10 +41,13 @@ pub(crate) enum Limit {
     ReplayBytes,
     EndpointWait,
     Discard,
+    Mirrors,
+    MirrorBytes,
+    MirrorTimeout,
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 38] = [
+    pub(super) const ALL: [Self; 41] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -83,6 +86,9 @@ impl Limit {
         Self::ReplayBytes,
         Self::EndpointWait,
         Self::Discard,
+        Self::Mirrors,
+        Self::MirrorBytes,
+        Self::MirrorTimeout,
     ];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -125,6 +131,9 @@ impl Limit {
             Self::ReplayBytes => "replay_bytes",
             Self::EndpointWait => "endpoint_wait",
             Self::Discard => "discard",
+            Self::Mirrors => "mirrors",
+            Self::MirrorBytes => "mirror_bytes",
+            Self::MirrorTimeout => "mirror_timeout",
         }
     }
 }

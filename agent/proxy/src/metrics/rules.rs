@@ -1,4 +1,4 @@
-//! Why requests are tried again, or are not, by name.
+//! What becomes of requests beside their answers, by name: why they are tried again, or are not, and what became of copies.
 
 /// Why one was, for `weft_retries_total{cause}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,39 @@ impl RetrySkipped {
             Self::Budget => "budget",
             Self::Method => "method",
             Self::Time => "time",
+        }
+    }
+}
+
+/// What became of a copy of a request, for `weft_mirrored_total{result}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mirrored {
+    /// It was answered, with whatever status.
+    Answered,
+    /// It was sent, or could not be, and was not answered.
+    Failed,
+    /// It was not made: too many were under way.
+    Busy,
+    /// The same: the body is too long.
+    TooLong,
+    /// The same: the original ended before its body.
+    Incomplete,
+    /// The same: the request asks for another protocol, or there is no such backend.
+    Impossible,
+}
+
+impl Mirrored {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Answered, Self::Failed, Self::Busy, Self::TooLong, Self::Incomplete, Self::Impossible];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+            Self::Busy => "busy",
+            Self::TooLong => "too_long",
+            Self::Incomplete => "incomplete",
+            Self::Impossible => "impossible",
         }
     }
 }
