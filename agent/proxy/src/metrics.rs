@@ -19,7 +19,7 @@ use weft_policy::names::ServiceKey;
 
 pub(crate) use self::{
     limit::Limit,
-    rules::{Mirrored, Retried, RetrySkipped},
+    rules::{Faulted, Mirrored, Retried, RetrySkipped},
 };
 use crate::{flows::Direction, learnt::Seen, reply::Reason, socket::LocalPod, transport::Encryption};
 
@@ -130,6 +130,7 @@ pub(crate) struct Metrics {
     retries: Vec<IntCounter>,
     retries_skipped: Vec<IntCounter>,
     mirrored: Vec<IntCounter>,
+    faults: Vec<IntCounter>,
     reached: IntCounterVec,
     handshakes: IntCounterVec,
     /// Handshakes that went well, by side.
@@ -217,6 +218,7 @@ impl Metrics {
             "Copies of requests that rules ask for, by what became of them",
             &["result"],
         )?;
+        let faults = counter("weft_faults_total", "Requests that went wrong on purpose, by how", &["fault"])?;
         let limits = counter(
             "weft_limit_reached_total",
             "Times that a named limit or timeout of the data path was reached",
@@ -246,6 +248,7 @@ impl Metrics {
             retries: Retried::ALL.iter().map(|cause| retries.with_label_values(&[cause.as_str()])).collect(),
             retries_skipped: RetrySkipped::ALL.iter().map(|why| skipped.with_label_values(&[why.as_str()])).collect(),
             mirrored: Mirrored::ALL.iter().map(|result| mirrored.with_label_values(&[result.as_str()])).collect(),
+            faults: Faulted::ALL.iter().map(|fault| faults.with_label_values(&[fault.as_str()])).collect(),
             denied: counter(
                 "weft_denied_total",
                 "Requests and connections that the policy of their destination denied, by what that rests on",
@@ -293,6 +296,11 @@ impl Metrics {
     /// A copy of a request was made, or was not.
     pub(crate) fn mirrored(&self, result: Mirrored) {
         self.mirrored[result as usize].inc();
+    }
+
+    /// A request went wrong on purpose.
+    pub(crate) fn faulted(&self, fault: Faulted) {
+        self.faults[fault as usize].inc();
     }
 
     /// The time that a rule gives is over.

@@ -5,6 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
+use weft_policy::rule::AbortHow;
+
 use crate::{access::Denial, http::grpc};
 
 /// The header that tells the mesh's own answers from an application's.
@@ -83,10 +85,12 @@ pub enum Reason {
     RequestTimeout,
     /// The same for one try.
     BackendTimeout,
+    /// A fault that was asked for.
+    FaultAbort,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 35] = [
+    pub(crate) const ALL: [Self; 36] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -122,6 +126,7 @@ impl Reason {
         Self::CorsPreflight,
         Self::RequestTimeout,
         Self::BackendTimeout,
+        Self::FaultAbort,
     ];
 
     /// The word in `weft-reason` and in metrics.
@@ -163,6 +168,7 @@ impl Reason {
             Self::CorsPreflight => "cors_preflight",
             Self::RequestTimeout => "request_timeout",
             Self::BackendTimeout => "backend_timeout",
+            Self::FaultAbort => "fault_abort",
         }
     }
 
@@ -178,7 +184,8 @@ impl Reason {
             | Self::StreamsExhausted
             | Self::MtlsRequired
             | Self::NoCertificate
-            | Self::TlsFailed => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::TlsFailed
+            | Self::FaultAbort => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamReset | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::NoRoute => StatusCode::NOT_FOUND,
@@ -243,6 +250,10 @@ pub(crate) struct LocalReply {
 #[derive(Debug, Default)]
 struct Terms {
     status: Option<StatusCode>,
+    /// The status of a gRPC call.
+    grpc: Option<u16>,
+    /// It is no answer at all.
+    reset: bool,
     fields: HeaderMap,
     /// It is no error: it has no body, and is one of HTTP whatever was asked.
     bare: bool,
@@ -260,8 +271,29 @@ impl LocalReply {
 
     /// An answer that is no error, and has no body.
     pub(crate) fn bare(reason: Reason, status: StatusCode, fields: HeaderMap, detail: impl fmt::Display) -> Self {
-        let terms = Terms { status: Some(status), fields, bare: true };
+        let terms = Terms { status: Some(status), fields, bare: true, ..Terms::default() };
         Self { terms: Some(Box::new(terms)), ..Self::new(reason, detail) }
+    }
+
+    /// The end of a request that goes wrong on purpose.
+    pub(crate) fn aborted(how: AbortHow, grpc: bool, detail: impl fmt::Display) -> Self {
+        let mut terms = Terms::default();
+        match how {
+            AbortHow::Http(status) => {
+                terms.status = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
+                // These have no content (RFC 9110 15.3.5, 15.4.5).
+                terms.bare = matches!(status, 204 | 304);
+            }
+            AbortHow::Grpc(status) if grpc => terms.grpc = Some(status),
+            AbortHow::Grpc(status) => terms.status = Some(grpc::http_for(status)),
+            AbortHow::Reset => terms.reset = true,
+        }
+        Self { terms: Some(Box::new(terms)), ..Self::new(Reason::FaultAbort, detail) }
+    }
+
+    /// Whether the request is to end without an answer.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.terms.as_ref().is_some_and(|terms| terms.reset)
     }
 
     /// The status that it has for a client of HTTP.
@@ -305,10 +337,11 @@ impl LocalReply {
         if self.is_bare() {
             return self.into_parts();
         }
-        let status = match self.reason {
+        let said = self.terms.as_ref().and_then(|terms| terms.grpc);
+        let status = said.unwrap_or_else(|| match self.reason {
             Reason::RequestTimeout | Reason::BackendTimeout => grpc::DEADLINE_EXCEEDED,
             _ => grpc::status_for(self.status()),
-        };
+        });
         let mut response = Response::new(());
         let Terms { fields, .. } = self.terms.map(|terms| *terms).unwrap_or_default();
         *response.headers_mut() = fields;

@@ -432,6 +432,8 @@ pub(crate) enum Source {
     Local(Bytes),
     /// An endpoint.
     Upstream(Streamed),
+    /// Nowhere: the stream is reset, or the connection of HTTP/1.
+    Reset,
 }
 
 /// A body that an endpoint sends.
@@ -466,6 +468,8 @@ pub(crate) enum ResponseBodyError {
     Upstream(#[from] hyper::Error),
     #[error("response took longer than it may: {}", .0.word())]
     Expired(Reason),
+    #[error("a fault that was asked for")]
+    Fault,
 }
 
 /// What a response comes on.
@@ -512,6 +516,7 @@ impl Body for ResponseBody {
             return Poll::Ready(Some(record.expired(reason)));
         }
         match source {
+            Source::Reset => Poll::Ready(Some(Err(ResponseBodyError::Fault))),
             Source::Local(bytes) if bytes.is_empty() => Poll::Ready(None),
             Source::Local(bytes) => {
                 record.handed(bytes.len());
@@ -548,6 +553,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Local(bytes) => bytes.is_empty(),
+            Source::Reset => false,
             Source::Upstream(streamed) => streamed.body.is_end_stream(),
         }
     }
@@ -556,6 +562,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Local(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Upstream(streamed) => streamed.body.size_hint(),
+            Source::Reset => SizeHint::default(),
         }
     }
 }

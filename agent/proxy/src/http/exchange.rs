@@ -55,6 +55,11 @@ pub(crate) async fn exchange(
     let canceled = matches!(&outcome, Err(reply) if reply.reason == Reason::BodyIncomplete);
     let (mut parts, source) = match outcome {
         Ok(answer) => answer,
+        Err(reply) if reply.is_reset() => {
+            let (parts, _) = local(&link, reply, record.grpc);
+            link.response_broke();
+            (parts, Source::Reset)
+        }
         Err(reply) => {
             let (parts, body) = local(&link, reply, record.grpc);
             // hyper leaves the body of an answer to HEAD away in HTTP/1 only (RFC 9110 9.3.2).

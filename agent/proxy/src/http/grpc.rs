@@ -43,6 +43,23 @@ pub(crate) fn stands_for(fields: &HeaderMap) -> Option<StatusCode> {
     })
 }
 
+/// The HTTP status that says what a gRPC status says, for those who do not read that one (google.rpc.Code).
+pub(crate) fn http_for(status: u16) -> StatusCode {
+    match status {
+        0 => StatusCode::OK,
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
 /// Makes an answer of the mesh one of gRPC: a trailers-only response, which has no body.
 pub(crate) fn answer(response: &mut Response<()>, status: u16, detail: &str) {
     *response.status_mut() = StatusCode::OK;

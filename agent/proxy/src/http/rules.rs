@@ -3,6 +3,7 @@
 
 mod cors;
 mod edit;
+mod fault;
 mod mirror;
 mod redirect;
 mod retry;
@@ -76,6 +77,12 @@ async fn directed(
 ) -> Answer {
     let link = &Rc::clone(&record.link);
     let rule = routed.rule;
+    if let Some(fault) = filters.and_then(|filters| filters.fault.as_deref())
+        && let Err(reply) = fault::happen(fault, record).await
+    {
+        record.service = Some(plan.service.clone());
+        return Err(reply);
+    }
     let split = match &rule.action {
         Action::Forward(split) => split,
         Action::Redirect(to) => {

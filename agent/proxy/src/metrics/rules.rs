@@ -87,3 +87,21 @@ impl Mirrored {
         }
     }
 }
+
+/// What went wrong on purpose, for `weft_faults_total{fault}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Faulted {
+    Delay,
+    Abort,
+}
+
+impl Faulted {
+    pub(super) const ALL: [Self; 2] = [Self::Delay, Self::Abort];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Delay => "delay",
+            Self::Abort => "abort",
+        }
+    }
+}

@@ -15,6 +15,7 @@ mod grpc;
 mod http2;
 mod lifecycle;
 mod mesh;
+mod mirrors;
 mod mutual;
 mod mutual_refusals;
 mod nodes;
