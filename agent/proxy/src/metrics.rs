@@ -305,7 +305,11 @@ impl Metrics {
 
     /// The time that a rule gives is over.
     pub(crate) fn expired(&self, reason: Reason) {
-        self.reached(if reason == Reason::BackendTimeout { Limit::BackendTimeout } else { Limit::RequestTimeout });
+        self.reached(match reason {
+            Reason::BackendTimeout => Limit::BackendTimeout,
+            Reason::DeadlineExceeded => Limit::Deadline,
+            _ => Limit::RequestTimeout,
+        });
     }
 
     /// A handshake went well.

@@ -87,10 +87,12 @@ pub enum Reason {
     BackendTimeout,
     /// A fault that was asked for.
     FaultAbort,
+    /// The response was not over within the time that its client gives.
+    DeadlineExceeded,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 36] = [
+    pub(crate) const ALL: [Self; 37] = [
         Self::NoEndpoints,
         Self::SplitZero,
         Self::ConnectFailed,
@@ -127,6 +129,7 @@ impl Reason {
         Self::RequestTimeout,
         Self::BackendTimeout,
         Self::FaultAbort,
+        Self::DeadlineExceeded,
     ];
 
     /// The word in `weft-reason` and in metrics.
@@ -169,6 +172,7 @@ impl Reason {
             Self::RequestTimeout => "request_timeout",
             Self::BackendTimeout => "backend_timeout",
             Self::FaultAbort => "fault_abort",
+            Self::DeadlineExceeded => "deadline_exceeded",
         }
     }
 
@@ -192,7 +196,7 @@ impl Reason {
             Self::RuleInvalid => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Redirect => StatusCode::FOUND,
             Self::CorsPreflight => StatusCode::NO_CONTENT,
-            Self::RequestTimeout | Self::BackendTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::RequestTimeout | Self::BackendTimeout | Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::MalformedRequest
             | Self::MalformedBody
             | Self::BodyIncomplete
@@ -339,7 +343,7 @@ impl LocalReply {
         }
         let said = self.terms.as_ref().and_then(|terms| terms.grpc);
         let status = said.unwrap_or_else(|| match self.reason {
-            Reason::RequestTimeout | Reason::BackendTimeout => grpc::DEADLINE_EXCEEDED,
+            Reason::RequestTimeout | Reason::BackendTimeout | Reason::DeadlineExceeded => grpc::DEADLINE_EXCEEDED,
             _ => grpc::status_for(self.status()),
         });
         let mut response = Response::new(());

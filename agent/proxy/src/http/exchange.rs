@@ -22,7 +22,8 @@ use crate::{
         body::{Content, ResponseBody, Source},
         canonical, grpc, hop,
         link::{Link, Record},
-        marks, rules,
+        marks,
+        rules::{self, deadline},
         scan::Fault,
         upgrade,
         upstream::{self, Tries},
@@ -221,7 +222,9 @@ fn route<'plan>(
     match &rule.action {
         // What backends do to their fields is known before one is chosen: each choice counts.
         Action::Forward(split)
-            if rule.only_chooses() && split.backends.iter().all(|backend| backend.headers.is_none()) =>
+            if rule.only_chooses()
+                && split.backends.iter().all(|backend| backend.headers.is_none())
+                && !deadline::is_said(&parts.headers, record.grpc) =>
         {
             choose(link, plan, rule, split, record).map(Way::Straight)
         }

@@ -7,6 +7,8 @@ use http::{HeaderMap, HeaderName};
 
 /// Names that are the mesh's own.
 const PREFIXES: [&str; 2] = ["weft-", "x-weft-"];
+/// The one that clients set.
+const DEADLINE: &str = "weft-deadline";
 /// Who the client is, as proxies that end TLS tell it. weft proves that by other means, and servers trust it.
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
 /// Names that proxies and servers act on: nobody who means them writes them with underscores.
@@ -38,6 +40,10 @@ pub(crate) fn strip(headers: &mut HeaderMap) -> u64 {
 }
 
 fn is_reserved(name: &str, headers: &HeaderMap) -> bool {
+    // A deadline is anybody's to set (http::rules::deadline).
+    if name == DEADLINE {
+        return false;
+    }
     if is_own(name) {
         return true;
     }
@@ -62,9 +68,11 @@ mod tests {
     #[test]
     fn fields_that_a_client_must_not_set_are_removed() {
         type Case<'a> = (&'a [&'a str], &'a [&'a str]);
-        let table: [Case<'_>; 9] = [
+        let table: [Case<'_>; 11] = [
             (&["host", "accept", "x-request-id"], &["host", "accept", "x-request-id"]),
             (&["weft-reason", "weft-source", "X-Weft-Identity", "weftish", "x-weft"], &["weftish", "x-weft"]),
+            (&["weft-deadline"], &["weft-deadline"]),
+            (&["weft_deadline"], &[]),
             (&["weft_source", "x_weft_identity", "x-weft_identity", "x_weft-identity"], &[]),
             (&["x-forwarded-client-cert", "x_forwarded_client_cert", "x-forwarded_client-cert"], &[]),
             // Told by whoever stands in front, and as true as that is.

@@ -2,6 +2,7 @@
 //! never come here.
 
 mod cors;
+pub(crate) mod deadline;
 mod edit;
 mod fault;
 mod mirror;
@@ -49,10 +50,13 @@ pub(crate) async fn carry(plan: &OutboundPlan, routed: Routed<'_>, outgoing: Out
     }
     let span = filters.and_then(|filters| filters.timeouts.request);
     let expiry = span.and_then(|span| Span::from(record.started, span, Reason::RequestTimeout));
+    let said = deadline::said(&outgoing.parts.headers, record.grpc);
+    let said = said.and_then(|said| Span::from(record.started, said, Reason::DeadlineExceeded));
+    let expiry = Span::first(expiry, said);
     let carried = directed(plan, routed, filters, outgoing, record, expiry);
     let mut answer = Span::limit(expiry, carried).await;
     if let Err(reply) = &answer
-        && matches!(reply.reason, Reason::RequestTimeout | Reason::BackendTimeout)
+        && matches!(reply.reason, Reason::RequestTimeout | Reason::BackendTimeout | Reason::DeadlineExceeded)
     {
         record.link.worker.metrics.expired(reply.reason);
     }
@@ -137,11 +141,19 @@ async fn sent(
 async fn once(
     record: &mut Record,
     choice: Choice<'_>,
-    outgoing: Outgoing,
+    mut outgoing: Outgoing,
     each: Option<Duration>,
     expiry: Option<Span>,
     tries: &mut Tries,
 ) -> Answer {
+    if let Some(expiry) = expiry {
+        // What is late already is sent to nobody.
+        let left = expiry.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(expiry.over());
+        }
+        deadline::tell(&mut outgoing.parts.headers, outgoing.grpc, left);
+    }
     let each = each.and_then(|each| Span::from(Instant::now(), each, Reason::BackendTimeout));
     let (parts, mut source) = Span::limit(each, upstream::send(record, choice, outgoing, tries)).await?;
     if let (Source::Upstream(streamed), Some(first)) = (&mut source, Span::first(expiry, each)) {
@@ -174,10 +186,14 @@ impl Span {
 
     /// The outcome of something that may not take longer.
     async fn limit<T>(span: Option<Self>, what: impl Future<Output = Result<T, LocalReply>>) -> Result<T, LocalReply> {
-        let Some(Self { end, length, reason }) = span else { return what.await };
-        tokio::time::timeout_at(end.into(), what).await.unwrap_or_else(|_| {
-            let who = if reason == Reason::BackendTimeout { "from the endpoint" } else { "to the request" };
-            Err(LocalReply::new(reason, format_args!("no response {who} within {} ms", length.as_millis())))
-        })
+        let Some(span) = span else { return what.await };
+        tokio::time::timeout_at(span.end.into(), what).await.unwrap_or_else(|_| Err(span.over()))
+    }
+
+    /// The answer when it is over.
+    fn over(self) -> LocalReply {
+        let Self { length, reason, .. } = self;
+        let who = if reason == Reason::BackendTimeout { "from the endpoint" } else { "to the request" };
+        LocalReply::new(reason, format_args!("no response {who} within {} ms", length.as_millis()))
     }
 }

@@ -44,10 +44,11 @@ pub(crate) enum Limit {
     Mirrors,
     MirrorBytes,
     MirrorTimeout,
+    Deadline,
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 41] = [
+    pub(super) const ALL: [Self; 42] = [
         Self::DownstreamConnections,
         Self::FileDescriptors,
         Self::Dials,
@@ -89,6 +90,7 @@ impl Limit {
         Self::Mirrors,
         Self::MirrorBytes,
         Self::MirrorTimeout,
+        Self::Deadline,
     ];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -134,6 +136,7 @@ impl Limit {
             Self::Mirrors => "mirrors",
             Self::MirrorBytes => "mirror_bytes",
             Self::MirrorTimeout => "mirror_timeout",
+            Self::Deadline => "deadline",
         }
     }
 }

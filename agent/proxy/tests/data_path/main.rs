@@ -7,6 +7,7 @@ mod access;
 mod bounds;
 mod canonical;
 mod conformance;
+mod deadlines;
 mod detection;
 mod every_byte;
 mod floods;
