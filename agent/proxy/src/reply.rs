@@ -176,6 +176,12 @@ impl Reason {
         }
     }
 
+    /// The one that an answer carries, if it is the mesh's own.
+    pub(crate) fn said(fields: &HeaderMap) -> Option<Self> {
+        let word = fields.get(REASON_HEADER)?;
+        Self::ALL.into_iter().find(|reason| reason.word().as_bytes() == word.as_bytes())
+    }
+
     /// The status that goes with it, unless a rule says which.
     #[must_use]
     pub fn status(self) -> StatusCode {

@@ -29,6 +29,7 @@ use weft_proxy::config::ProxyConfig;
 
 use crate::{
     mesh::{Mesh, endpoint, speaking, vip},
+    nodes::{self, Nodes},
     origin::{Named, Origin, refusing},
     peers2::{self, Client},
     rules::{filtered, web},
@@ -308,4 +309,28 @@ async fn nothing_is_tried_again_once_an_answer_has_begun() {
     server.kill();
     client.reset().await;
     assert_eq!(mesh.metric("weft_retries_total", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn what_fails_on_another_node_is_tried_again_from_here() {
+    let mut nodes = Nodes::new(AppProtocol::Http1);
+    let to = web(AppProtocol::Http1, &[]);
+    let mut ready = endpoint(nodes.address);
+    ready.workload = Some(nodes::web());
+    to.backends[0].endpoints.store(EndpointSet {
+        ready: Box::new([ready]),
+        protocol: AppProtocol::Http1,
+        ..EndpointSet::default()
+    });
+    nodes.client.serve(vip(1), filtered(AppProtocol::Http1, &to, retry(&[], 1)));
+    let mut client = nodes.connect().await;
+    client.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+    let mut first = nodes.accept().await;
+    first.head().await;
+    first.kill();
+    let mut second = nodes.accept().await;
+    second.head().await;
+    second.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(client.answer().await.text(), "ok");
+    assert_eq!(nodes.client.metric("weft_retries_total", &[("cause", "reset")]), 1.0);
 }

@@ -98,23 +98,25 @@ pub(super) async fn sent(
 /// Why an answer is not the last one; an error if it would not be, were the request another.
 fn cause(retry: &Retry, answer: &Answer, method: &Method) -> Option<Result<Retried, RetrySkipped>> {
     let is_named = |status: http::StatusCode| retry.codes.contains(&status.as_u16());
-    let reply = match answer {
-        Ok((parts, Source::Upstream(_))) => return is_named(parts.status).then_some(Ok(Retried::Status)),
+    let (reason, status) = match answer {
+        Ok((parts, Source::Upstream(_))) if is_named(parts.status) => return Some(Ok(Retried::Status)),
+        // Said by the agent of the endpoint's node, in the endpoint's place.
+        Ok((parts, Source::Upstream(_))) => (Reason::said(&parts.headers)?, parts.status),
         Ok(_) => return None,
-        Err(reply) => reply,
+        Err(reply) => (reply.reason, reply.status()),
     };
     let may = |cause| {
-        let may = method.is_idempotent() || is_named(reply.status());
+        let may = method.is_idempotent() || is_named(status);
         Some(if may { Ok(cause) } else { Err(RetrySkipped::Method) })
     };
-    match reply.reason {
+    match reason {
         Reason::ConnectFailed | Reason::TlsFailed | Reason::DialsExhausted | Reason::StreamsExhausted => {
             Some(Ok(Retried::Connect))
         }
         Reason::UpstreamReset => may(Retried::Reset),
         Reason::BackendTimeout => may(Retried::Timeout),
         // There was an answer, if none that makes sense.
-        Reason::UpstreamProtocol => is_named(reply.status()).then_some(Ok(Retried::Status)),
+        Reason::UpstreamProtocol => is_named(status).then_some(Ok(Retried::Status)),
         _ => None,
     }
 }
