@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "test support outside of test functions")]
 
 mod access;
+mod backend_policy;
 mod bounds;
 mod canonical;
 mod conformance;
