@@ -170,6 +170,12 @@ impl Credential {
         now >= self.svid.not_after
     }
 
+    /// Whether it begins so much later that a clock is wrong: peers whose clocks are as this one refuse it as not yet valid.
+    #[must_use]
+    pub fn is_ahead(&self, now: SystemTime) -> bool {
+        self.svid.not_before.duration_since(now).is_ok_and(|ahead| ahead > limits::CLOCK_AHEAD_MAX)
+    }
+
     /// For a server's side: TLS 1.3, a client's certificate of our trust domain, both protocols.
     #[must_use]
     pub fn server_config(&self) -> Arc<ServerConfig> {

@@ -283,7 +283,11 @@ impl Entry {
     /// From the wall clock's moment to the steady one's. One that waits after a failure goes on waiting.
     fn reschedule(&mut self, now: Moment) {
         if let (Some(renew_at), 0) = (self.renew_at, self.failures) {
-            self.due = now.steady + renew_at.duration_since(now.wall).unwrap_or_default();
+            // One of the future is refused by all whose clocks are as this one. Either the authority's is, too, and gives one of now; or
+            // what it gives is refused with that reason, and so somebody is told which clock is wrong.
+            let is_ahead = self.held.as_ref().is_some_and(|held| held.credential.is_ahead(now.wall));
+            let left = renew_at.duration_since(now.wall).unwrap_or_default();
+            self.due = now.steady + if is_ahead { Duration::ZERO } else { left };
         }
     }
 

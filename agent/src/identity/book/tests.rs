@@ -139,12 +139,12 @@ fn a_clock_set_forward_renews_at_once() {
 }
 
 #[test]
-fn a_clock_set_back_renews_later_and_nothing_spins() {
+fn a_clock_set_back_by_less_than_a_certificate_is_backdated_renews_later_and_nothing_spins() {
     let (mut book, mut clock, _) = with_certificate();
     book.step(clock.now, 10);
-    clock.set(clock.now.wall - 2 * HOUR);
+    clock.set(clock.now.wall - Duration::from_secs(240));
     let step = book.step(clock.now, 10);
-    assert_eq!((step.jumped, step.ask.len(), step.dropped.len()), (Some(-2 * 3600), 0, 0));
+    assert_eq!((step.jumped, step.ask.len(), step.dropped.len()), (Some(-240), 0, 0));
     let mut rounds = 0;
     while book.step(clock.now, 10).ask.is_empty() {
         let wait = book.idle(clock.now);
@@ -153,8 +153,32 @@ fn a_clock_set_back_renews_later_and_nothing_spins() {
         rounds += 1;
     }
     let hours = clock.now.steady.as_secs() / 3600 - 1;
-    assert!((13..=14).contains(&hours), "half a life and two hours: {hours}");
+    assert!((11..=12).contains(&hours), "half a life and some minutes: {hours}");
     assert!(rounds < 2000);
+}
+
+#[test]
+fn a_clock_set_back_before_a_certificate_keeps_it_and_asks_for_one_of_now_with_pauses() {
+    let (mut book, mut clock, account) = with_certificate();
+    book.step(clock.now, 10);
+    clock.set(clock.now.wall - 2 * HOUR);
+    let step = book.step(clock.now, 10);
+    assert_eq!((step.jumped, step.ask.len(), step.dropped.len()), (Some(-2 * 3600), 1, 0));
+    // The authority's clock is right, and what it gives begins later still.
+    book.failed(&account, problem("not_yet_valid"), 0.5, clock.now);
+    let mut asked = 0;
+    let end = clock.now.steady + HOUR;
+    while clock.now.steady < end {
+        let wait = book.idle(clock.now);
+        assert!(wait > Duration::ZERO, "no spinning");
+        let step = book.step(clock.pass(wait), 10);
+        assert_eq!(step.dropped, [], "what there is stays");
+        if !step.ask.is_empty() {
+            asked += 1;
+            book.failed(&account, problem("not_yet_valid"), 0.5, clock.now);
+        }
+    }
+    assert!((24..40).contains(&asked), "every {:?} at last: {asked}", limits::IDENTITY_BACKOFF_MAX);
     // The same with a clock far before any certificate.
     assert_eq!(book.step(clock.set(UNIX_EPOCH), 10).dropped, []);
 }
