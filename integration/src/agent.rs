@@ -54,6 +54,8 @@ pub struct AgentOptions {
     pub drain_timeout_s: u64,
     /// Further arguments of its command line.
     pub arguments: Vec<String>,
+    /// Further variables of its environment.
+    pub environment: Vec<(String, String)>,
     /// Its log level.
     pub log: String,
     /// Its directory in bpffs, if not the node's.
@@ -69,6 +71,7 @@ impl Default for AgentOptions {
             workers: None,
             drain_timeout_s: 5,
             arguments: Vec::new(),
+            environment: Vec::new(),
             log: "info".to_owned(),
             bpf_dir: None,
             log_on_drop: true,
@@ -127,6 +130,7 @@ impl Agent {
     pub fn launch_from(node: &Node, source: Source<'_>, options: AgentOptions) -> Result<Self> {
         let mut command = run_command_from(node, source, &options)?;
         command.env("WEFT_LOG", &options.log).env("RUST_BACKTRACE", "1");
+        command.envs(options.environment.iter().map(|(name, value)| (name, value)));
         let process = Process::start(command, &log_path(node))?;
         Ok(Self { process, node: node.clone(), options, cleanup_on_drop: true })
     }

@@ -42,7 +42,7 @@ const TOOLS: [Tool; 8] = [
 ];
 
 /// Real servers and clients, which tests run in pods as they are.
-const PROGRAMS: [Tool; 11] = [
+const PROGRAMS: [Tool; 12] = [
     ("nginx", "nginx", "serves HTTP/1.1, HTTP/2 and TLS in a pod"),
     ("haproxy", "haproxy", "notes the requests that it reads, as nginx does with another parser"),
     ("openssl", "openssl", "makes the certificate of a server whose TLS passes through"),
@@ -54,6 +54,7 @@ const PROGRAMS: [Tool; 11] = [
     ("runc", "runc", "runs the agent in a container, as the chart says"),
     ("h2load", "nghttp2-client", "loads HTTP/2 with many connections and streams"),
     ("wrk", "wrk", "loads HTTP/1.1 with many connections"),
+    ("faketime", "faketime", "sets the wall clock of one process while that runs"),
 ];
 const PYTHON_PROGRAMS: [PythonPackage; 2] = [
     ("websockets", "17.4", "is a WebSocket server and client"),
