@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    admin::api::{Detected, Identity, MutualTls, Pod, PodAccess, Service, ServiceRoutes, Status},
+    admin::api::{Detected, Identity, MutualTls, Pod, PodAccess, Route, Service, ServiceRoutes, Status},
     capture::CleanupReport,
     config::OutputFormat,
 };
@@ -294,14 +294,35 @@ pub fn routes(services: &[ServiceRoutes]) -> String {
             table.add_row([
                 format!("{}/{}", service.namespace, service.service),
                 format!("{} {}", service.port, service.protocol),
-                format!("{} {}", route.origin.kind, route.origin.name),
+                origin_of(route),
                 matches,
-                if backends.is_empty() { "none: answers 503".to_owned() } else { backends.join("\n") },
+                does(route, backends),
                 if route.matches.is_none() { String::new() } else { route.engine.clone() },
             ]);
         }
     }
     table.to_string()
+}
+
+/// The object, its rule, and whom it is for.
+fn origin_of(route: &Route) -> String {
+    let mut text = format!("{} {}", route.origin.kind, route.origin.name);
+    if !route.rule.is_empty() {
+        text.push_str(&format!(", {}", route.rule));
+    }
+    if let Some(clients) = &route.clients {
+        text.push_str(&format!("\nfor clients of {clients}"));
+    }
+    text
+}
+
+/// Where requests go, and what is done to them.
+fn does(route: &Route, mut backends: Vec<String>) -> String {
+    if backends.is_empty() && route.does.is_empty() {
+        backends.push("none: answers 503".to_owned());
+    }
+    backends.extend(route.does.iter().cloned());
+    backends.join("\n")
 }
 
 /// `weft access`.

@@ -15,7 +15,7 @@ pub enum Severity {
 }
 
 /// Every [`Diagnostic::code`], in alphabetical order.
-pub const CODES: [&str; 30] = [
+pub const CODES: [&str; 36] = [
     "AddressConflict",
     "BackendIsRoot",
     "BackendNotFound",
@@ -27,11 +27,16 @@ pub const CODES: [&str; 30] = [
     "EmptyMatches",
     "FailModeRefused",
     "IdentityBindingNotFound",
+    "IncompatibleFilters",
     "Invalid",
+    "InvalidKind",
     "InvalidMatch",
     "MatchNotFound",
+    "NoMatchingParent",
     "PodMismatch",
     "PortMismatch",
+    "RedirectsToItself",
+    "RefNotPermitted",
     "RootNotFound",
     "RouteGroupNotFound",
     "RouteNotFound",
@@ -46,6 +51,7 @@ pub const CODES: [&str; 30] = [
     "UnknownLoadBalancing",
     "UnknownMeshLabel",
     "UnknownMtls",
+    "UnsupportedValue",
 ];
 
 /// One finding about one object. Findings never stop anything else from working.

@@ -123,8 +123,14 @@ pub struct DestinationAnswer {
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteAnswer {
-    /// The TrafficSplit, or the Service itself.
+    /// The TrafficSplit or route, or the Service itself.
     pub origin: ObjectRef,
+    /// Which of its rules; empty where it has only one.
+    #[serde(default)]
+    pub rule: String,
+    /// What it does beside forwarding, one thing each.
+    #[serde(default)]
+    pub does: Vec<String>,
     /// Its conditions.
     pub matches: String,
     /// Rules that come before it and did not match.
@@ -134,8 +140,11 @@ pub struct RouteAnswer {
 /// A rule that did not match.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassedOver {
-    /// The TrafficSplit.
+    /// The TrafficSplit or route.
     pub origin: ObjectRef,
+    /// Which of its rules; empty where it has only one.
+    #[serde(default)]
+    pub rule: String,
     /// Its conditions.
     pub matches: String,
 }

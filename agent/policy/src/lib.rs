@@ -23,4 +23,5 @@ pub mod rule;
 pub mod shared_map;
 pub mod snapshot;
 pub mod split;
+mod told;
 pub mod view;

@@ -23,6 +23,9 @@ pub const LAZY_DFA_CACHES: usize = 8;
 pub const SPLIT_BACKENDS_MAX: usize = 128;
 /// Most splits with matches on one root Service.
 pub const ROUTES_PER_SERVICE_MAX: usize = 256;
+/// Most matches of all the routes of Gateway API at one port of a Service for the same clients; those that come last by precedence hold for
+/// no request. It bounds the time to compile a table.
+pub const GATEWAY_MATCHES_PER_TABLE_MAX: usize = 1024;
 /// Most matches of one route.
 pub const MATCHES_PER_ROUTE_MAX: usize = 256;
 /// Most headers of one match: each is looked for in every request that gets so far.

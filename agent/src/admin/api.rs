@@ -236,6 +236,15 @@ pub struct ServiceRoutes {
 pub struct Route {
     /// The object that it came from.
     pub origin: Object,
+    /// Which of its rules; empty where it has only one.
+    #[serde(default)]
+    pub rule: String,
+    /// The namespace whose clients it is for; `null` for all that have no rules of their own.
+    #[serde(default)]
+    pub clients: Option<String>,
+    /// What it does beside forwarding, one thing each.
+    #[serde(default)]
+    pub does: Vec<String>,
     /// Any of these, an empty list being none at all; `null` for everything that is left.
     pub matches: Option<Vec<String>>,
     /// How its matches are evaluated.

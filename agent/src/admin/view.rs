@@ -280,6 +280,9 @@ fn route(rule: PlanRule<'_>) -> api::Route {
     let share = |index: usize| if total == 0 { 0.0 } else { takes(index) as f64 * 100.0 / total as f64 };
     api::Route {
         origin: object(rule.origin()),
+        rule: rule.rule.ir.name.to_string(),
+        clients: rule.clients.map(ToString::to_string),
+        does: rule.rule.ir.told(),
         matches: rule.matches().map(<[String]>::to_vec),
         engine: rule.engine(),
         backends: backends

@@ -11,6 +11,7 @@ use weft_policy::{
     compile::Compiler,
     explain::{Answer, BackendAnswer, EndpointAnswer, Outcome, Question, QuestionError, RequestQuestion, explain},
     inbound::Stance,
+    names::ObjectRef,
 };
 
 use super::files::{self, FilesError};
@@ -148,9 +149,20 @@ pub fn show(answer: &Answer, format: OutputFormat) -> String {
     match &answer.route {
         None => out.push_str("route  none: a pod's own address is not routed\n"),
         Some(route) => {
-            out.push_str(&format!("route  {}: {}\n", route.origin, route.matches));
+            let named = |origin: &ObjectRef, rule: &str| match rule {
+                "" => origin.to_string(),
+                rule => format!("{origin}, {rule}"),
+            };
+            out.push_str(&format!("route  {}: {}\n", named(&route.origin, &route.rule), route.matches));
+            for does in &route.does {
+                out.push_str(&format!("       {does}\n"));
+            }
             for passed in &route.passed_over {
-                out.push_str(&format!("       does not match {}: {}\n", passed.origin, passed.matches));
+                out.push_str(&format!(
+                    "       does not match {}: {}\n",
+                    named(&passed.origin, &passed.rule),
+                    passed.matches
+                ));
             }
         }
     }

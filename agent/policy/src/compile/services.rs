@@ -263,11 +263,17 @@ fn same_plan(a: &OutboundPlan, b: &OutboundPlan) -> bool {
 }
 
 pub(super) fn diagnostic(problem: RuleProblem) -> Diagnostic {
+    // Matches of routes have places for names.
+    let field = if matches!(&*problem.origin.kind, "HTTPRoute" | "GRPCRoute") {
+        format!("spec.{}.{}", problem.name, problem.field)
+    } else {
+        format!("matches[{}].{}", problem.name, problem.field)
+    };
     Diagnostic {
         object: problem.origin,
         severity: Severity::Error,
         code: "InvalidMatch",
-        field: format!("matches[{}].{}", problem.name, problem.field),
+        field,
         message: format!("{}; this match holds for no request", problem.message),
     }
 }

@@ -77,7 +77,13 @@ fn by_plan(
     let index = taken.unwrap_or(rules.len() - 1);
     let passed_over = if head.is_some() {
         let passed = rules.iter().take(index);
-        passed.map(|rule| PassedOver { origin: rule.origin().clone(), matches: rule.match_text() }).collect()
+        passed
+            .map(|rule| PassedOver {
+                origin: rule.origin().clone(),
+                rule: rule.rule.ir.name.to_string(),
+                matches: rule.match_text(),
+            })
+            .collect()
     } else {
         Vec::new()
     };
@@ -93,7 +99,9 @@ fn by_plan(
     }
     let shares = split.map_or_else(Vec::new, |split| shares(split));
     let origin = if head.is_some() { rule.origin() } else { &plan.connection.origin };
-    let route = RouteAnswer { origin: origin.clone(), matches: rule.match_text(), passed_over };
+    let (name, does) =
+        if head.is_some() { (rule.rule.ir.name.to_string(), rule.rule.ir.told()) } else { Default::default() };
+    let route = RouteAnswer { origin: origin.clone(), rule: name, does, matches: rule.match_text(), passed_over };
     (Some(route), shares)
 }
 

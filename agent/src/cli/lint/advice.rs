@@ -15,6 +15,8 @@ pub(super) fn is_reference(code: &str) -> bool {
             | "IdentityBindingNotFound"
             | "DestinationNotFound"
             | "TargetNotFound"
+            | "NoMatchingParent"
+            | "RefNotPermitted"
     )
 }
 
@@ -31,11 +33,19 @@ pub(super) fn of_diagnostic(code: &str) -> &'static str {
         "IdentityBindingNotFound" | "DestinationNotFound" => {
             "create the IdentityBinding in the same namespace, or correct the name"
         }
+        "IncompatibleFilters" => "keep one of the filters, or spread them over several rules",
+        "InvalidKind" => "name a Service",
+        "NoMatchingParent" => "create the Service, or name a port that it has",
+        "RedirectsToItself" => "give the redirect a host, a port, a path or another scheme",
+        "RefNotPermitted" => "create a ReferenceGrant in the namespace of the Service",
+        "UnsupportedValue" => "take it away, or say it in another way",
         "PortMismatch" => "give the port in the TCPRoute alone",
         "EmptyMatches" => "leave matches out for all of them",
         "SpiffeNotProven" => "name service accounts",
         "TooManyTargets" => "put what belongs to one destination into fewer TrafficTargets",
-        "Conflicted" => "put the backends into one TrafficSplit, or give this one matches",
+        "Conflicted" => {
+            "keep one kind of object for the Service: TrafficSplits, HTTPRoutes or GRPCRoutes; of TrafficSplits without matches only one"
+        }
         "TooManySplits" | "TooManyMatches" => "put what belongs together into one match",
         "InvalidMatch" | "TooMuchToMatch" => "make the patterns smaller, or fewer",
         "AddressConflict" | "DuplicatePodIP" => "give each its own address",
@@ -143,6 +153,7 @@ mod tests {
     fn findings_about_what_may_be_elsewhere_are_known_codes() {
         let references = CODES.into_iter().filter(|code| is_reference(code)).count();
         let not_found = CODES.into_iter().filter(|code| code.ends_with("NotFound") && *code != "MatchNotFound").count();
-        assert_eq!(references, not_found);
+        // And the parent and the grant of a route.
+        assert_eq!(references, not_found + 2);
     }
 }
