@@ -5,6 +5,7 @@
 
 pub mod convert;
 pub mod core;
+pub mod gateway;
 pub mod generate;
 pub mod limits;
 pub mod lower;

@@ -34,3 +34,29 @@ pub const FIELD_BYTES_MAX: usize = 256;
 pub const MESSAGE_BYTES_MAX: usize = 1024;
 /// Longest message about one object, in bytes. A condition of a Kubernetes object may hold 32768.
 pub const OBJECT_MESSAGE_BYTES_MAX: usize = 4096;
+/// Most parents of one route (the CRD's own limit).
+pub const GATEWAY_PARENTS_MAX: usize = 32;
+/// Most rules of one route (the CRD's own limit).
+pub const GATEWAY_RULES_MAX: usize = 16;
+/// Most matches of one rule (the CRD's own limit).
+pub const GATEWAY_MATCHES_MAX: usize = 64;
+/// Most headers or query parameters of one match (the CRD's own limit).
+pub const GATEWAY_FIELDS_MAX: usize = 16;
+/// Most filters of one rule or backend (the CRD's own limit).
+pub const GATEWAY_FILTERS_MAX: usize = 16;
+/// Most backends of one rule (the CRD's own limit).
+pub const GATEWAY_BACKENDS_MAX: usize = 16;
+/// Largest weight of one backend (the CRD's own limit).
+pub const GATEWAY_WEIGHT_MAX: u64 = 1_000_000;
+/// Longest path of a match or a filter, in characters (the CRD's own limit).
+pub const GATEWAY_PATH_CHARS_MAX: usize = 1024;
+/// Most entries on either side of a ReferenceGrant (the CRD's own limit).
+pub const GATEWAY_GRANT_ENTRIES_MAX: usize = 16;
+/// Most codes of one retry: every one that there is.
+pub const GATEWAY_RETRY_CODES_MAX: usize = 200;
+/// Tries after the first one where a retry does not say how many. The specification leaves it open.
+pub const RETRY_ATTEMPTS_DEFAULT: u32 = 2;
+/// Most tries after the first one: what is over it is cut, with a finding. The backends of a rule that asks for more are down for good.
+pub const RETRY_ATTEMPTS_MAX: u32 = 100;
+/// Shortest pause before the first retry where a rule does not say. The specification leaves it open; this is what Envoy has.
+pub const RETRY_BACKOFF_DEFAULT: std::time::Duration = std::time::Duration::from_millis(25);

@@ -17,6 +17,7 @@ use crate::{
 
 mod access;
 mod endpoints;
+mod gateway;
 mod peers;
 mod policies;
 mod routes;

@@ -7,6 +7,7 @@ use weft_policy::names::ObjectRef;
 
 use crate::{
     core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
+    gateway::{self, reference_grant::ReferenceGrant, route::Route},
     smi::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
         traffic_split::TrafficSplit, traffic_target::TrafficTarget, udp_route::UdpRoute,
@@ -37,6 +38,12 @@ pub enum Kind {
     TrafficTarget,
     /// `access.smi-spec.io`
     IdentityBinding,
+    /// `gateway.networking.k8s.io`
+    HttpRoute,
+    /// `gateway.networking.k8s.io`
+    GrpcRoute,
+    /// `gateway.networking.k8s.io`
+    ReferenceGrant,
     /// `weft.dev`
     NodeWorkloads,
     /// `weft.dev`
@@ -47,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -58,6 +65,9 @@ impl Kind {
         Self::UdpRoute,
         Self::TrafficTarget,
         Self::IdentityBinding,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::ReferenceGrant,
         Self::NodeWorkloads,
         Self::BackendPolicy,
         Self::FaultInjection,
@@ -77,6 +87,9 @@ impl Kind {
             Self::UdpRoute => "UDPRoute",
             Self::TrafficTarget => "TrafficTarget",
             Self::IdentityBinding => "IdentityBinding",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::NodeWorkloads => "NodeWorkloads",
             Self::BackendPolicy => "BackendPolicy",
             Self::FaultInjection => "FaultInjection",
@@ -92,6 +105,7 @@ impl Kind {
             Self::TrafficSplit => "split.smi-spec.io",
             Self::HttpRouteGroup | Self::TcpRoute | Self::UdpRoute => "specs.smi-spec.io",
             Self::TrafficTarget | Self::IdentityBinding => "access.smi-spec.io",
+            Self::HttpRoute | Self::GrpcRoute | Self::ReferenceGrant => gateway::GROUP,
             Self::NodeWorkloads | Self::BackendPolicy | Self::FaultInjection => "weft.dev",
         }
     }
@@ -105,6 +119,8 @@ impl Kind {
                 &["v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"]
             }
             Self::UdpRoute | Self::IdentityBinding => &["v1alpha4"],
+            Self::HttpRoute | Self::ReferenceGrant => &["v1beta1", "v1"],
+            Self::GrpcRoute => &["v1"],
             Self::NodeWorkloads | Self::BackendPolicy | Self::FaultInjection => &["v1alpha1"],
         }
     }
@@ -115,10 +131,18 @@ impl Kind {
         !matches!(self, Self::Namespace | Self::NodeWorkloads)
     }
 
+    /// Whether its objects are for others, each of which has conditions of its own: `status.parents` of Gateway API.
+    #[must_use]
+    pub fn has_parents(self) -> bool {
+        matches!(self, Self::HttpRoute | Self::GrpcRoute)
+    }
+
     /// Whether its objects say what people want of the mesh, and so get conditions that say what became of it.
     #[must_use]
     pub fn has_status(self) -> bool {
-        self.group().ends_with(".smi-spec.io") || matches!(self, Self::BackendPolicy | Self::FaultInjection)
+        self.group().ends_with(".smi-spec.io")
+            || self.has_parents()
+            || matches!(self, Self::BackendPolicy | Self::FaultInjection)
     }
 }
 
@@ -180,6 +204,12 @@ pub enum Object {
     TrafficTarget(Arc<TrafficTarget>),
     /// `access.smi-spec.io` IdentityBinding.
     IdentityBinding(Arc<IdentityBinding>),
+    /// `gateway.networking.k8s.io` HTTPRoute.
+    HttpRoute(Arc<Route>),
+    /// `gateway.networking.k8s.io` GRPCRoute.
+    GrpcRoute(Arc<Route>),
+    /// `gateway.networking.k8s.io` ReferenceGrant.
+    ReferenceGrant(Arc<ReferenceGrant>),
     /// `weft.dev` NodeWorkloads.
     NodeWorkloads(Arc<NodeWorkloads>),
     /// `weft.dev` BackendPolicy.
@@ -203,6 +233,9 @@ impl Object {
             Self::UdpRoute(_) => Kind::UdpRoute,
             Self::TrafficTarget(_) => Kind::TrafficTarget,
             Self::IdentityBinding(_) => Kind::IdentityBinding,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::NodeWorkloads(_) => Kind::NodeWorkloads,
             Self::BackendPolicy(_) => Kind::BackendPolicy,
             Self::FaultInjection(_) => Kind::FaultInjection,
@@ -223,6 +256,8 @@ impl Object {
             Self::UdpRoute(object) => &object.meta,
             Self::TrafficTarget(object) => &object.meta,
             Self::IdentityBinding(object) => &object.meta,
+            Self::HttpRoute(object) | Self::GrpcRoute(object) => &object.meta,
+            Self::ReferenceGrant(object) => &object.meta,
             Self::NodeWorkloads(object) => &object.meta,
             Self::BackendPolicy(object) => &object.meta,
             Self::FaultInjection(object) => &object.meta,

@@ -10,6 +10,10 @@ use serde_json::Value;
 use crate::{
     core::{endpoint_slice::EndpointSlice, namespace::Namespace, pod::Pod, service::Service},
     decode::{self, FieldError, Problems},
+    gateway::{
+        reference_grant::ReferenceGrant,
+        route::{Route, RouteKind},
+    },
     limits,
     object::{Kind, Object, ObjectKey},
     smi::{
@@ -213,6 +217,25 @@ fn object(kind: Kind, version: &str, document: &Value) -> Result<Object, Problem
         Kind::IdentityBinding => {
             let binding = IdentityBinding::new(object_meta(document)?, document, &mut problems);
             Object::IdentityBinding(binding.map_err(one)?.into())
+        }
+        // What a Gateway's routes say is the business of whoever runs that.
+        Kind::HttpRoute if !kinds::routes_a_service(document) => {
+            Object::HttpRoute(Route::of_others(RouteKind::Http, object_meta(document)?).into())
+        }
+        Kind::GrpcRoute if !kinds::routes_a_service(document) => {
+            Object::GrpcRoute(Route::of_others(RouteKind::Grpc, object_meta(document)?).into())
+        }
+        Kind::HttpRoute => {
+            let route = Route::http(object_meta(document)?, document, &mut problems);
+            Object::HttpRoute(route.map_err(one)?.into())
+        }
+        Kind::GrpcRoute => {
+            let route = Route::grpc(object_meta(document)?, document, &mut problems);
+            Object::GrpcRoute(route.map_err(one)?.into())
+        }
+        Kind::ReferenceGrant => {
+            let grant = ReferenceGrant::new(object_meta(document)?, document, &mut problems);
+            Object::ReferenceGrant(grant.map_err(one)?.into())
         }
         Kind::NodeWorkloads => {
             let workloads = NodeWorkloads::new(object_meta(document)?, document, &mut problems);

@@ -21,6 +21,7 @@ use crate::{
         pod::Pod,
         service::Service,
     },
+    gateway::{reference_grant::ReferenceGrant, route::Route},
     object::{Kind, Object, ObjectKey},
     smi::{
         http_route_group::HttpRouteGroup, identity_binding::IdentityBinding, tcp_route::TcpRoute,
@@ -30,12 +31,14 @@ use crate::{
 };
 
 mod access;
+mod gateway;
 mod index;
 mod labels;
 mod mentions;
 mod peers;
 mod policies;
 
+use gateway::mark_parents;
 use index::Index;
 use mentions::{Mention, mentions};
 
@@ -100,6 +103,9 @@ pub struct ObjectStore {
     udp_routes: BTreeMap<Name, Arc<UdpRoute>>,
     targets: BTreeMap<Name, Arc<TrafficTarget>>,
     bindings: BTreeMap<Name, Arc<IdentityBinding>>,
+    http_routes: BTreeMap<Name, Arc<Route>>,
+    grpc_routes: BTreeMap<Name, Arc<Route>>,
+    grants: BTreeMap<Name, Arc<ReferenceGrant>>,
     node_workloads: BTreeMap<Arc<str>, Arc<NodeWorkloads>>,
     policies: BTreeMap<Name, Arc<BackendPolicy>>,
     faults: BTreeMap<Name, Arc<FaultInjection>>,
@@ -163,6 +169,9 @@ impl ObjectStore {
             mark_endpoints(service, &mut dirty);
         }
         dirty.services.extend(self.splits.values().map(|split| split.root_key()));
+        for route in self.http_routes.values().chain(self.grpc_routes.values()) {
+            mark_parents(route, &mut dirty);
+        }
         dirty.peers.extend(self.index.peers.ids().cloned());
         self.all_access(&mut dirty);
         self.all_policies(&mut dirty);
@@ -184,6 +193,9 @@ impl ObjectStore {
             Kind::UdpRoute => Object::UdpRoute(self.udp_routes.get(&name)?.clone()),
             Kind::TrafficTarget => Object::TrafficTarget(self.targets.get(&name)?.clone()),
             Kind::IdentityBinding => Object::IdentityBinding(self.bindings.get(&name)?.clone()),
+            Kind::HttpRoute => Object::HttpRoute(self.http_routes.get(&name)?.clone()),
+            Kind::GrpcRoute => Object::GrpcRoute(self.grpc_routes.get(&name)?.clone()),
+            Kind::ReferenceGrant => Object::ReferenceGrant(self.grants.get(&name)?.clone()),
             Kind::NodeWorkloads => Object::NodeWorkloads(self.node_workloads.get(&key.name)?.clone()),
             Kind::BackendPolicy => Object::BackendPolicy(self.policies.get(&name)?.clone()),
             Kind::FaultInjection => Object::FaultInjection(self.faults.get(&name)?.clone()),
@@ -204,6 +216,9 @@ impl ObjectStore {
             Kind::UdpRoute => self.udp_routes.len(),
             Kind::TrafficTarget => self.targets.len(),
             Kind::IdentityBinding => self.bindings.len(),
+            Kind::HttpRoute => self.http_routes.len(),
+            Kind::GrpcRoute => self.grpc_routes.len(),
+            Kind::ReferenceGrant => self.grants.len(),
             Kind::NodeWorkloads => self.node_workloads.len(),
             Kind::BackendPolicy => self.policies.len(),
             Kind::FaultInjection => self.faults.len(),
@@ -225,6 +240,9 @@ impl ObjectStore {
             Object::UdpRoute(route) => drop(self.udp_routes.insert(name, route.clone())),
             Object::TrafficTarget(target) => drop(self.targets.insert(name, target.clone())),
             Object::IdentityBinding(binding) => drop(self.bindings.insert(name, binding.clone())),
+            Object::HttpRoute(route) => drop(self.http_routes.insert(name, route.clone())),
+            Object::GrpcRoute(route) => drop(self.grpc_routes.insert(name, route.clone())),
+            Object::ReferenceGrant(grant) => drop(self.grants.insert(name, grant.clone())),
             Object::NodeWorkloads(workloads) => drop(self.node_workloads.insert(name.1, workloads.clone())),
             Object::BackendPolicy(policy) => drop(self.policies.insert(name, policy.clone())),
             Object::FaultInjection(fault) => drop(self.faults.insert(name, fault.clone())),
@@ -246,6 +264,9 @@ impl ObjectStore {
             Kind::UdpRoute => drop(self.udp_routes.remove(&name)),
             Kind::TrafficTarget => drop(self.targets.remove(&name)),
             Kind::IdentityBinding => drop(self.bindings.remove(&name)),
+            Kind::HttpRoute => drop(self.http_routes.remove(&name)),
+            Kind::GrpcRoute => drop(self.grpc_routes.remove(&name)),
+            Kind::ReferenceGrant => drop(self.grants.remove(&name)),
             Kind::NodeWorkloads => drop(self.node_workloads.remove(&name.1)),
             Kind::BackendPolicy => drop(self.policies.remove(&name)),
             Kind::FaultInjection => drop(self.faults.remove(&name)),
@@ -265,6 +286,7 @@ impl ObjectStore {
             Object::Service(service) => {
                 let key = service.key();
                 dirty.services.extend(self.splits_with_backend(&key).map(|split| split.root_key()));
+                self.mark_routes_to(&key, dirty);
                 mark_endpoints(service, dirty);
                 self.mark_selected(service, dirty);
                 for slice in self.slices_of(&key) {
@@ -289,6 +311,8 @@ impl ObjectStore {
             }
             Object::TrafficTarget(target) => self.mark_target(target, dirty),
             Object::IdentityBinding(binding) => self.mark_binding(binding, dirty),
+            Object::HttpRoute(route) | Object::GrpcRoute(route) => mark_parents(route, dirty),
+            Object::ReferenceGrant(grant) => self.mark_granted(grant, dirty),
             Object::NodeWorkloads(workloads) => self.mark_node_workloads(workloads, dirty),
             Object::BackendPolicy(policy) => self.mark_policy(policy, dirty),
             Object::FaultInjection(fault) => Self::mark_fault(fault, dirty),

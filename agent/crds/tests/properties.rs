@@ -174,6 +174,84 @@ fn group() -> impl Strategy<Value = Value> {
     })
 }
 
+fn gateway_route() -> impl Strategy<Value = Value> {
+    let parent = (pick(&["web", "v1", "gone"]), namespace_name(), prop_oneof![3 => Just(None), 1 => Just(Some(80)), 1 => Just(Some(81))])
+        .prop_map(|(name, namespace, port)| json!({"group": "", "kind": "Service", "name": name, "namespace": namespace, "port": port}));
+    let kind = prop_oneof![3 => Just("HTTPRoute"), 1 => Just("GRPCRoute")];
+    let rules = proptest::collection::vec(gateway_rule(), 1..4);
+    (namespace_name(), name("r", 3), kind, proptest::collection::btree_map(name("p", 3), parent, 1..3), rules, time())
+        .prop_map(|(namespace, name, kind, parents, rules, time)| {
+            let refs: BTreeMap<String, Value> = parents.into_values().map(|one| (one.to_string(), one)).collect();
+            let refs: Vec<Value> = refs.into_values().collect();
+            let rules: Vec<Value> = rules
+                .into_iter()
+                .map(|mut rule| {
+                    if kind == "GRPCRoute" {
+                        rule["matches"] = json!([{"method": {"service": "a.B"}}]);
+                        rule.as_object_mut().unwrap().remove("timeouts");
+                    }
+                    rule
+                })
+                .collect();
+            json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+                   "metadata": {"name": name, "namespace": namespace, "creationTimestamp": time},
+                   "spec": {"parentRefs": refs, "rules": rules}})
+        })
+}
+
+fn gateway_rule() -> impl Strategy<Value = Value> {
+    let one = (pick(&["/a", "/b/", "/"]), pick(&["Exact", "PathPrefix", "RegularExpression"]), any::<[bool; 2]>())
+        .prop_map(|(path, kind, [header, method])| {
+            let mut one = json!({"path": {"type": kind, "value": path}});
+            if header {
+                one["headers"] = json!([{"name": "User", "value": "x"}]);
+            }
+            if method {
+                one["method"] = json!("GET");
+            }
+            one
+        });
+    let backend = (pick(&["web", "v1", "v2", "gone"]), namespace_name(), 0u64..3, pick(&["80", "90"])).prop_map(
+        |(name, namespace, weight, port)| {
+            json!({"name": name, "namespace": namespace, "weight": weight, "port": port.parse::<u16>().unwrap()})
+        },
+    );
+    let filter = prop_oneof![
+        Just(json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}]}})),
+        pick(&["web", "v2", "gone"]).prop_map(
+            |name| json!({"type": "RequestMirror", "requestMirror": {"backendRef": {"name": name, "port": 80}, "percent": 50}})
+        ),
+        Just(json!({"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/x"}}})),
+        Just(json!({"type": "ExtensionRef", "extensionRef": {"group": "weft.dev", "kind": "FaultInjection", "name": "f"}})),
+        Just(json!({"type": "RequestRedirect", "requestRedirect": {"hostname": "x.example"}})),
+        Just(json!({"type": "Later"})),
+    ];
+    let lists = (
+        proptest::collection::vec(one, 0..3),
+        proptest::collection::vec(backend, 0..3),
+        proptest::collection::vec(filter, 0..2),
+    );
+    (lists, any::<bool>()).prop_map(|((matches, backends, filters), timeouts)| {
+        let mut rule = json!({"matches": matches, "backendRefs": backends, "filters": filters});
+        if timeouts {
+            rule["timeouts"] = json!({"request": "1s"});
+        }
+        rule
+    })
+}
+
+fn grant() -> impl Strategy<Value = Value> {
+    let to = proptest::option::of(pick(&["web", "v1"]));
+    (namespace_name(), name("g", 2), namespace_name(), pick(&["HTTPRoute", "GRPCRoute"]), to).prop_map(
+        |(namespace, name, from, kind, to)| {
+            json!({"apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant",
+                   "metadata": {"name": name, "namespace": namespace},
+                   "spec": {"from": [{"group": "gateway.networking.k8s.io", "kind": kind, "namespace": from}],
+                            "to": [{"group": "", "kind": "Service", "name": to}]}})
+        },
+    )
+}
+
 fn l4_route() -> impl Strategy<Value = Value> {
     let ports = proptest::sample::subsequence(vec![80, 81], 0..=2);
     (namespace_name(), name("r", 2), pick(&["TCPRoute", "UDPRoute"]), ports).prop_map(|(namespace, name, kind, ports)| {
@@ -291,6 +369,8 @@ fn document() -> impl Strategy<Value = Value> {
         3 => node_workloads(),
         2 => backend_policy(),
         2 => fault_injection(),
+        4 => gateway_route(),
+        1 => grant(),
     ]
 }
 

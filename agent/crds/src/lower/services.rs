@@ -7,7 +7,7 @@ use weft_policy::{
     plan::AppProtocol,
 };
 
-use super::{Findings, policies, routes};
+use super::{Findings, gateway, policies, routes};
 use crate::{
     core::service::{Service, ServicePort},
     store::ObjectStore,
@@ -20,6 +20,7 @@ pub(super) fn service(store: &ObjectStore, key: &ServiceKey, findings: &mut Find
     policies::findings(store, key, findings);
     let Some(service) = store.service(key) else {
         routes::without_root(store, key, findings);
+        gateway::without_root(store, key, findings);
         return None;
     };
     let ports = service.ports.iter().map(|port| ServicePortIr {
@@ -33,7 +34,8 @@ pub(super) fn service(store: &ObjectStore, key: &ServiceKey, findings: &mut Find
         let field = format!("metadata.annotations.{BALANCE_ANNOTATION}");
         findings.warning(&key.object(), "UnknownLoadBalancing", field, message);
     }
-    let mut routes = routes::of_root(store, service, findings);
+    let splits = routes::of_root(store, service, findings);
+    let mut routes = gateway::with_routes(store, service, splits, findings);
     if let Some(fault) = policies::fault(store, key) {
         routes = policies::with_fault(routes, service, &fault);
     }

@@ -16,6 +16,7 @@ use crate::{parse::parse, store::ObjectEvent};
 
 mod access;
 mod endpoints;
+mod gateway;
 mod peers;
 mod policies;
 mod routes;
@@ -75,7 +76,10 @@ fn pod(name: &str, app: &str, ips: &[&str]) -> Value {
 fn with(mut document: Value, pointer: &str, value: Value) -> Value {
     let mut at = &mut document;
     for part in pointer.split('.') {
-        at = &mut at[part];
+        at = match part.parse::<usize>() {
+            Ok(index) => &mut at[index],
+            Err(_) => &mut at[part],
+        };
     }
     *at = value;
     document

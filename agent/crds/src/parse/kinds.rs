@@ -59,6 +59,10 @@ const GROUPS_IGNORED: [&str; 20] = [
 pub(super) fn recognise<'a>(api_version: &'a str, kind: &str, document: &Value) -> Recognised<'a> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     if let Some(known) = Kind::ALL.into_iter().find(|known| known.group() == group && known.as_str() == kind) {
+        // A Gateway's routes are no concern of a mesh, whatever they say.
+        if matches!(known, Kind::HttpRoute | Kind::GrpcRoute) && !routes_a_service(document) {
+            return Recognised::Ignored;
+        }
         if known.versions().contains(&version) {
             return Recognised::Read(known, version);
         }
@@ -96,7 +100,7 @@ fn unknown_kind(group: &str, kind: &str, api_version: &str) -> String {
 }
 
 /// Whether a Gateway API route is attached to a Service, that is, meant for a mesh.
-fn routes_a_service(document: &Value) -> bool {
+pub(super) fn routes_a_service(document: &Value) -> bool {
     let parents = document.pointer("/spec/parentRefs").and_then(Value::as_array);
     parents.is_some_and(|parents| {
         parents.iter().any(|parent| parent.get("kind").and_then(Value::as_str) == Some("Service"))

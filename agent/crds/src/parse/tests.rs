@@ -171,9 +171,16 @@ fn kinds_without_effect_are_told_apart() {
         let parsed = parse(&json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}}));
         assert_eq!(parsed, Parsed { ignored: vec![format!("{kind} default/x")], ..Parsed::default() });
     }
-    let mesh_route = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "x"},
-                            "spec": {"parentRefs": [{"kind": "Service", "name": "web"}]}});
-    assert_eq!(error(&mesh_route).2, "HTTPRoute is not enforced by this version of weft: no request is routed by it");
+    let with_parent = |kind: &str, parent: Value| {
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": {"name": "x"},
+               "spec": {"parentRefs": [parent]}})
+    };
+    let of_a_gateway = parse(&with_parent("HTTPRoute", json!({"name": "gateway"})));
+    assert_eq!(of_a_gateway, Parsed { ignored: vec!["HTTPRoute default/x".into()], ..Parsed::default() });
+    let of_a_service = json!({"kind": "Service", "group": "", "name": "web"});
+    assert_eq!(parse(&with_parent("HTTPRoute", of_a_service.clone())).objects.len(), 1);
+    let message = "TLSRoute is not enforced by this version of weft: no request is routed by it";
+    assert_eq!(error(&with_parent("TLSRoute", of_a_service)).2, message);
 }
 
 #[test]

@@ -15,8 +15,9 @@ use super::{
     policies::PolicyIndex,
 };
 use crate::{
+    gateway::route::{Route, RouteKind},
     object::Object,
-    smi::traffic_target::{RouteKind, Subject, TrafficTarget},
+    smi::traffic_target::{self, Subject, TrafficTarget},
 };
 
 #[derive(Clone, Debug, Default)]
@@ -33,6 +34,15 @@ pub(super) struct Index {
     pub(super) access: AccessIndex,
     pub(super) peers: PeerIndex,
     pub(super) policies: PolicyIndex,
+    pub(super) http_routes: RouteIndex,
+    pub(super) grpc_routes: RouteIndex,
+}
+
+/// Routes of one kind, by the Services that they name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RouteIndex {
+    pub(super) by_parent: BTreeMap<ServiceKey, Few<Name>>,
+    pub(super) by_target: BTreeMap<ServiceKey, Few<Name>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -90,6 +100,7 @@ impl Index {
             | Object::HttpRouteGroup(_)
             | Object::TcpRoute(_)
             | Object::NodeWorkloads(_)
+            | Object::ReferenceGrant(_)
             | Object::UdpRoute(_) => {}
             Object::BackendPolicy(policy) => {
                 for target in &policy.targets {
@@ -100,6 +111,9 @@ impl Index {
                 for target in &fault.targets {
                     change.make(&mut self.policies.faults, target.service.clone(), &name);
                 }
+            }
+            Object::HttpRoute(route) | Object::GrpcRoute(route) => {
+                self.routes_mut(route.kind).change(route, &name, change);
             }
             Object::TrafficTarget(target) => self.access.change_target(target, &name, change),
             Object::IdentityBinding(binding) => {
@@ -131,6 +145,33 @@ impl Index {
     }
 }
 
+impl Index {
+    pub(super) fn routes(&self, kind: RouteKind) -> &RouteIndex {
+        match kind {
+            RouteKind::Http => &self.http_routes,
+            RouteKind::Grpc => &self.grpc_routes,
+        }
+    }
+
+    fn routes_mut(&mut self, kind: RouteKind) -> &mut RouteIndex {
+        match kind {
+            RouteKind::Http => &mut self.http_routes,
+            RouteKind::Grpc => &mut self.grpc_routes,
+        }
+    }
+}
+
+impl RouteIndex {
+    fn change(&mut self, route: &Route, name: &Name, change: &impl Change) {
+        for parent in &route.parents {
+            change.make(&mut self.by_parent, parent.service.clone(), name);
+        }
+        for target in route.targets().filter(|target| target.is_service()) {
+            change.make(&mut self.by_target, target.service.clone(), name);
+        }
+    }
+}
+
 impl AccessIndex {
     fn change_target(&mut self, target: &TrafficTarget, name: &Name, change: &impl Change) {
         match &target.destination {
@@ -146,9 +187,9 @@ impl AccessIndex {
         }
         for rule in &grant.rules {
             let index = match rule.kind {
-                RouteKind::Http => &mut self.targets_by_group,
-                RouteKind::Tcp => &mut self.targets_by_tcp_route,
-                RouteKind::Udp => &mut self.targets_by_udp_route,
+                traffic_target::RouteKind::Http => &mut self.targets_by_group,
+                traffic_target::RouteKind::Tcp => &mut self.targets_by_tcp_route,
+                traffic_target::RouteKind::Udp => &mut self.targets_by_udp_route,
             };
             change.make(index, (name.0.clone(), rule.name.clone()), name);
         }
