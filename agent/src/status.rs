@@ -18,6 +18,7 @@ use crate::{limits, state::Shared, watch::kube::ledger::Note};
 mod conditions;
 mod events;
 pub(crate) mod lease;
+mod parents;
 pub mod publish;
 pub mod widened;
 mod writer;
@@ -113,7 +114,8 @@ impl Status {
     async fn round(&mut self) {
         for (key, note, outcome) in self.due() {
             let kind = key.kind;
-            let (before, news) = (conditions::read(&note.conditions), outcome.clone());
+            let is_news = conditions::is_news(&note, &outcome);
+            let news = outcome.clone();
             if self.without_status.contains(&kind) {
                 if self.told.get(&key) != Some(&outcome) && self.tell(&key, &note, &outcome).await {
                     self.told.insert(key, outcome);
@@ -125,7 +127,7 @@ impl Status {
                     self.complaint = None;
                     self.shared.sources.status_written();
                     self.written.insert(key.clone(), (outcome, Instant::now()));
-                    if conditions::is_news(before.as_ref(), &news) {
+                    if is_news {
                         self.tell(&key, &note, &news).await;
                     }
                 }
@@ -206,7 +208,7 @@ impl Status {
         for (key, note) in &ledger.notes {
             let name = (key.kind.as_str().to_owned(), key.namespace.to_string(), key.name.to_string());
             let outcome = Outcome::new(note, findings.get(&name).map_or(&[], Vec::as_slice));
-            let is_there = conditions::read(&note.conditions).as_ref() == Some(&outcome)
+            let is_there = conditions::is_written(note, &outcome)
                 || self.written.get(key).is_some_and(|(written, _)| *written == outcome)
                 || self.told.get(key) == Some(&outcome);
             if is_there {

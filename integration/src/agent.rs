@@ -19,7 +19,7 @@ use crate::{
     node::Node,
     process::Process,
     slot,
-    status::{PodStats, Service, ServiceRoutes, Status},
+    status::{PodStats, Route, Service, ServiceRoutes, Status},
     wait,
 };
 
@@ -244,9 +244,14 @@ impl Agent {
                 return Ok(splits.is_empty().then_some(()));
             };
             let from_splits: Vec<_> = found.routes.iter().filter(|route| route.origin.kind == "TrafficSplit").collect();
+            // Of a route that has several rules each is named beside it.
+            let name = |route: &Route| match route.rule.as_str() {
+                "" => route.origin.name.clone(),
+                rule => format!("{} {rule}", route.origin.name),
+            };
             let all = splits.iter().all(|(split, shares)| {
-                from_splits.iter().any(|route| {
-                    route.origin.name == *split
+                found.routes.iter().filter(|route| route.origin.kind != "Service").any(|route| {
+                    name(route) == *split
                         && shares.iter().all(|(service, share)| {
                             let backends = route.backends.iter().filter(|backend| backend.service == *service);
                             (backends.map(|backend| backend.share_percent).sum::<f64>() - share).abs()
@@ -254,7 +259,8 @@ impl Agent {
                         })
                 })
             });
-            Ok((all && from_splits.len() == splits.len()).then_some(()))
+            let known = from_splits.iter().all(|route| splits.iter().any(|(split, _)| *split == route.origin.name));
+            Ok((all && known).then_some(()))
         })
         .with_context(|| format!("last routes: {last:#?}"))
     }

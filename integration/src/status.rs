@@ -167,6 +167,9 @@ pub struct ServiceRoutes {
 pub struct Route {
     /// The object that it came from.
     pub origin: ObjectRef,
+    /// Which of its rules; empty where it has only one.
+    #[serde(default)]
+    pub rule: String,
     /// Where its traffic goes.
     pub backends: Vec<Backend>,
 }

@@ -31,6 +31,19 @@ metadata: {name: web, namespace: shop}
 spec: {nodeName: node-a, serviceAccountName: web, containers: [{name: web, image: pause}]}
 ";
 
+/// Routes, whose status an agent writes.
+const ROUTES: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+";
+
 fn workspace(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
@@ -178,7 +191,9 @@ fn of_line(line: &str) -> Option<Request> {
 fn cluster(options: AuthorityOptions) -> Result<(Cluster, Authority)> {
     let mut cluster = Cluster::new()?;
     cluster.install_crds()?;
+    cluster.install_gateway_crds()?;
     cluster.apply(POD)?;
+    cluster.apply(ROUTES)?;
     let authority = Authority::start_with(&mut cluster, options)?;
     Ok((cluster, authority))
 }

@@ -21,7 +21,7 @@ const OUTAGE_S: f64 = 2.0;
 /// Whatever has to come comes by then, also on a busy machine. After an outage, back-off is at most half as long as the outage was.
 const IN_TIME: Duration = Duration::from_secs(60);
 /// Kinds of objects that an agent reads.
-const KINDS: usize = 13;
+const KINDS: usize = 16;
 /// What the agent is told of how long a connection may be without a sign of life.
 const LOST_AFTER: &str = "3";
 

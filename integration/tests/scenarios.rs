@@ -236,7 +236,7 @@ fn withdraw(shop: &mut Shop) -> Result<()> {
     shop.manifests.remove_file(FILE)?;
     wait::until("no splits", limits::APPLY_TIMEOUT, || {
         let routes = shop.agent()?.routes()?;
-        let left = routes.iter().flat_map(|service| &service.routes).any(|route| route.origin.kind == "TrafficSplit");
+        let left = routes.iter().flat_map(|service| &service.routes).any(|route| route.origin.kind != "Service");
         Ok((!left).then_some(()))
     })?;
     shop.agent()?

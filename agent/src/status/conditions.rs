@@ -3,6 +3,7 @@
 use serde_json::Value;
 use weft_policy::diagnostic::{Diagnostic, Severity};
 
+use super::parents::{self, ParentOutcome};
 use crate::{
     limits,
     watch::kube::ledger::{Condition, Note},
@@ -12,11 +13,13 @@ use crate::{
 pub(super) const TYPES: [&str; 4] = ["Accepted", "ResolvedRefs", "Conflicted", "Programmed"];
 
 /// What became of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Outcome {
     pub(super) generation: i64,
     /// Type, status, reason, message: one for each of [`TYPES`].
     pub(super) conditions: Vec<(String, bool, String, String)>,
+    /// For a route of Gateway API, instead of the former: one for each Service that it is for.
+    pub(super) parents: Option<Vec<ParentOutcome>>,
 }
 
 impl Outcome {
@@ -62,7 +65,8 @@ impl Outcome {
             ),
             condition(TYPES[3], programmed.0, programmed.1),
         ];
-        Self { generation: note.generation, conditions }
+        let parents = note.parents.as_ref().map(|parents| parents::outcomes(note, parents, findings));
+        Self { generation: note.generation, conditions, parents }
     }
 
     /// Whether all is well.
@@ -114,18 +118,29 @@ pub(super) fn read(present: &[Value]) -> Option<Outcome> {
         }
         conditions.push((name.to_owned(), condition.status == "True", condition.reason, condition.message));
     }
-    Some(Outcome { generation: generation?, conditions })
+    Some(Outcome { generation: generation?, conditions, parents: None })
+}
+
+/// Whether an object says already what it should.
+pub(super) fn is_written(note: &Note, outcome: &Outcome) -> bool {
+    match (&note.parents, &outcome.parents) {
+        (Some(present), Some(wanted)) => parents::is_written(present, outcome.generation, wanted),
+        _ => read(&note.conditions).as_ref() == Some(outcome),
+    }
 }
 
 /// Whether an Event should tell of it: something is wrong that was not said before, or all is well again.
-pub(super) fn is_news(before: Option<&Outcome>, now: &Outcome) -> bool {
-    match before {
+pub(super) fn is_news(note: &Note, now: &Outcome) -> bool {
+    if let (Some(present), Some(wanted)) = (&note.parents, &now.parents) {
+        return parents::is_news(present, wanted);
+    }
+    match read(&note.conditions) {
         None => !now.is_good(),
         Some(before) => before.conditions != now.conditions && !(before.is_good() && now.is_good()),
     }
 }
 
-fn sentence(finding: &Diagnostic) -> String {
+pub(super) fn sentence(finding: &Diagnostic) -> String {
     if finding.field.is_empty() { finding.message.clone() } else { format!("{}: {}", finding.field, finding.message) }
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use serde_json::{Value, json};
 
-use super::{Identity, conditions::Outcome, events::Event};
+use super::{Identity, conditions::Outcome, events::Event, parents};
 use crate::{
     limits,
     watch::kube::{
@@ -58,7 +58,12 @@ impl Writer {
         let patch = json!({
             // Somebody else's conditions are in the same list: a write over a newer one would take them away.
             "metadata": {"resourceVersion": note.resource_version, "uid": note.uid},
-            "status": {"conditions": outcome.render(&note.conditions, &now)},
+            "status": match (&note.parents, &outcome.parents) {
+                (Some(present), Some(wanted)) => {
+                    json!({"parents": parents::render(present, outcome.generation, wanted, &now)})
+                }
+                _ => json!({"conditions": outcome.render(&note.conditions, &now)}),
+            },
         });
         let path = format!("{}/status?fieldManager={FIELD_MANAGER}", note.path);
         match self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await {

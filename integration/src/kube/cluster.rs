@@ -102,6 +102,16 @@ impl Cluster {
         self.server.wait_established()
     }
 
+    /// Applies the definitions of the kinds of Gateway API, and waits until what they define is served.
+    ///
+    /// # Errors
+    /// When one is refused.
+    pub fn install_gateway_crds(&self) -> Result<()> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("published/gateway-crds.yaml");
+        command::output(self.server.kubectl().args(["apply", "--server-side", "-f"]).arg(&file))?;
+        self.server.wait_established()
+    }
+
     /// Starts an agent that reads from the API server, and waits until it is ready.
     ///
     /// # Errors

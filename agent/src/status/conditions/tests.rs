@@ -119,7 +119,9 @@ fn only_news_makes_an_event() {
         (Some(&bad), &good, true),
         (Some(&good), &good, false),
     ] {
-        assert_eq!(is_news(before, now), expected, "{before:?} {now:?}");
+        let conditions = before.map_or_else(Vec::new, |before: &Outcome| before.render(&[], "t"));
+        let note = Note { conditions, ..Note::default() };
+        assert_eq!(is_news(&note, now), expected, "{before:?} {now:?}");
     }
 }
 

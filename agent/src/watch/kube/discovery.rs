@@ -140,9 +140,10 @@ impl Discovery {
                     custom.following = Some((resource.clone(), task));
                 }
                 None if custom.following.is_none() => {
+                    // Also when that could not be told for a while.
+                    self.sources.absent(*kind);
                     if !custom.told {
                         custom.told = true;
-                        self.sources.absent(*kind);
                         // Nobody listens any more: the next round ends.
                         let _ = self.batches.send(Batch::Replace(*kind, Vec::new())).await;
                     }
@@ -244,5 +245,5 @@ pub(super) fn follow(
 }
 
 fn is_custom(kind: Kind) -> bool {
-    kind.group().contains('.') && !kind.group().ends_with(".k8s.io")
+    kind.group().contains('.') && kind != Kind::EndpointSlice
 }

@@ -58,6 +58,31 @@ pub struct Note {
     pub conditions: Vec<Value>,
     /// Why it cannot be used.
     pub unusable: Option<ParseError>,
+    /// The Services that a route of Gateway API is for; `None` for other kinds.
+    pub parents: Option<Parents>,
+}
+
+/// The Services that a route is for, and what is said of it there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parents {
+    /// Those of `spec.parentRefs` that name Services, each with its place.
+    pub references: Vec<(usize, Value)>,
+    /// How many rules it has.
+    pub rules: usize,
+    /// `status.parents`, as it is.
+    pub status: Vec<Value>,
+}
+
+impl Parents {
+    fn of(object: &Value) -> Self {
+        let list = |path: &str| object.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default();
+        let is_service = |reference: &Value| {
+            reference.get("kind").and_then(Value::as_str) == Some("Service")
+                && matches!(reference.get("group").and_then(Value::as_str), Some("" | "core"))
+        };
+        let references = list("/spec/parentRefs").into_iter().enumerate().filter(|(_, one)| is_service(one)).collect();
+        Self { references, rules: list("/spec/rules").len(), status: list("/status/parents") }
+    }
 }
 
 /// Every object of the kinds that get a status.
@@ -178,6 +203,7 @@ impl Note {
             resource_version: text("/metadata/resourceVersion").to_owned(),
             conditions,
             unusable: None,
+            parents: kind.has_parents().then(|| Parents::of(object)),
         })
     }
 }
