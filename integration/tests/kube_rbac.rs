@@ -31,8 +31,8 @@ metadata: {name: web, namespace: shop}
 spec: {nodeName: node-a, serviceAccountName: web, containers: [{name: web, image: pause}]}
 ";
 
-/// Routes, whose status an agent writes.
-const ROUTES: &str = "
+/// Objects beside SMI's whose status an agent writes.
+const OBJECTS: &str = "
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: web, namespace: shop}
@@ -42,6 +42,16 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: GRPCRoute
 metadata: {name: web, namespace: shop}
 spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+---
+apiVersion: weft.dev/v1alpha1
+kind: BackendPolicy
+metadata: {name: web, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: web}], loadBalancing: {type: Random}}
+---
+apiVersion: weft.dev/v1alpha1
+kind: FaultInjection
+metadata: {name: web, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: web}], abort: {httpStatus: 503, percent: 1}}
 ";
 
 fn workspace(path: &str) -> PathBuf {
@@ -193,7 +203,7 @@ fn cluster(options: AuthorityOptions) -> Result<(Cluster, Authority)> {
     cluster.install_crds()?;
     cluster.install_gateway_crds()?;
     cluster.apply(POD)?;
-    cluster.apply(ROUTES)?;
+    cluster.apply(OBJECTS)?;
     let authority = Authority::start_with(&mut cluster, options)?;
     Ok((cluster, authority))
 }
