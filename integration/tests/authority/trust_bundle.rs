@@ -1,9 +1,6 @@
 //! The roots as a ClusterTrustBundle, which the project's API server has with the rule of its name, and others may not have.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -144,7 +141,6 @@ fn a_leader_with_nothing_to_do_asks_little_and_still_sees_what_is_changed() -> R
     cluster.server.call("DELETE", path, None)?;
     let deleted = Instant::now();
     wait::until("the bundle to be published again", IN_TIME, || {
-        thread::sleep(Duration::from_millis(20));
         Ok((cluster.server.request("GET", path, None)?.code == 200).then_some(()))
     })?;
     let found = cluster.server.call("GET", path, None)?;

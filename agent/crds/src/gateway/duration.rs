@@ -62,6 +62,8 @@ mod tests {
             ("30s1m", 90_000),
             ("2h45m10s5ms", 9_910_005),
             ("99999h", 359_996_400_000),
+            ("1s1s", 2000),
+            ("007s", 7000),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
@@ -86,6 +88,8 @@ mod tests {
             "100000s",
             "1s1s1s1s1s",
             "1sm",
+            "1s1",
+            "infinity",
             "1e3s",
             "١s",
         ] {

@@ -1,4 +1,4 @@
-//! FaultInjection, weft.dev v1alpha1: what goes wrong on purpose, for the requests of some Services or of rules of a route that name it.
+//! FaultInjection, weft.dev v1alpha1: what goes wrong on purpose, for the requests of some Services.
 
 use std::{sync::Arc, time::Duration};
 
@@ -87,8 +87,7 @@ impl FaultInjection {
         let meta = Meta::new(Kind::FaultInjection, meta);
         let targets = target::targets(&spec.target_refs, &meta.namespace, problems);
         if let Some(index) = targets.iter().position(|target| target.port.is_some()) {
-            let message =
-                "a fault is for all ports of a Service; name the FaultInjection in a rule of a route for less";
+            let message = "a fault is for all ports of a Service";
             problems.push(FieldError::new(format!("spec.targetRefs[{index}].port"), message));
         }
         if spec.delay.is_none() && spec.abort.is_none() {
